@@ -30,7 +30,7 @@ from components.evidence.quality_sections import changes_of, moved, override_wor
 from components.gates.decision import GateResult
 from components.release.champion import RED, as_text, release_model
 from components.release.completeness import base_models_named_by, other_models
-from components.release.manifest import EVALUATION_FOLDER, BaseModelPin
+from components.release.manifest import EVALUATION_FOLDER, BaseModelPin, ReleaseManifest
 from components.release.open import PinnedRelease
 from components.templates import shortened
 from components.text import one_line
@@ -340,9 +340,18 @@ def _origin(release: PinnedRelease, bases: Mapping[str, BaseModelPin]) -> str:
     ]
     data = release.manifest.dataset
     lines.append(f"- Data: {as_text(data.name)}, digest `{data.digest[:16]}`, read from files with the digest `{data.source_digest[:16]}`.")
-    lines.append(f"- Made by code revision `{_as_code(str(release.manifest.provenance.get('code_revision', 'unknown')))}` of scalingnote.")
+    made_by = {_revision(release.manifest, pinned): None for pinned in bases}
+    lines.append(f"- Made by code revision {' and '.join(f'`{_as_code(found)}`' for found in made_by)} of scalingnote.")
     lines.append("- What was trained takes the licence of its base and of the data; whoever hands it on has to keep both.")
     return "\n".join(["## Made from", "", *lines])
+
+
+def _revision(manifest: ReleaseManifest, role: str) -> str:
+    """The code that made a part: a refresh keeps parts that an earlier flow has made."""
+    digest = getattr(manifest.pins, role).digest
+    earlier = next((node.flow_run_id for node in manifest.lineage if node.digest == digest), None)
+    known = manifest.earlier_flows.get(earlier, {}) if earlier else manifest.provenance
+    return str(known.get("code_revision") or "unknown")
 
 
 def _as_code(words: str) -> str:

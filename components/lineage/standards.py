@@ -186,7 +186,7 @@ class _Bill:
                 "version": str(pin.version),
                 "purl": _purl(pin),
                 "hashes": _hashes(pin.digest),
-                "authors": [{"name": self.builder}],
+                "authors": [{"name": str(self._flow_of(node).get("user") or "unknown")}],
             }
             facts = {"role": role.replace("_", " "), **(self._facts(node) if node else {})}
             if role == "index":
@@ -256,9 +256,14 @@ class _Bill:
     def _facts(self, node: LineageNode) -> dict[str, Any]:
         made: dict[str, Any] = {"kind": node.kind, "step": node.name, "run_id": node.run_id, "task_run_id": node.task_run_id}
         made["recorded_at"] = node.recorded_at
-        earlier = self.manifest.earlier_flows.get(node.flow_run_id or "", {})
+        earlier = self._flow_of(node) if node.flow_run_id else {}
         made |= {"flow_run_id": node.flow_run_id, **{key: earlier.get(key) for key in _CODE}, "found_finished": node.reused or None}
         return {**made, "config_digest": digest_of(node.config), **node.counts, **node.attributes}
+
+    def _flow_of(self, node: LineageNode | None) -> Mapping[str, Any]:
+        """What the flow ran on that made a part: a refresh keeps parts that others have made."""
+        earlier = node.flow_run_id if node else None
+        return self.manifest.earlier_flows.get(earlier, {}) if earlier else self.manifest.provenance
 
     def _packages(self) -> Iterator[dict[str, Any]]:
         for name, version in (self.manifest.provenance.get("packages") or {}).items():

@@ -343,10 +343,11 @@ def _record_claim(record: Record) -> Claim:
 def _provenance(manifest: ReleaseManifest) -> dict[str, Any]:
     """SLSA provenance: how and from what the release was built, without times, so that signing again gives the same bytes."""
     known = manifest.provenance
-    revision = known.get("code_revision")
-    code = {"gitCommit": None if revision == "unknown" else revision, "sha256": known.get("code_digest")}
     materials: list[dict[str, Any]] = [{"name": manifest.dataset.name, "digest": {"sha256": manifest.dataset.digest}}]
-    materials.append({"name": "code", "digest": {kind: value for kind, value in code.items() if value}})
+    materials.append({"name": "code", "digest": _code(known)})
+    # A refresh keeps parts that the code of earlier flows has made.
+    earlier = sorted((flow, code) for flow, about in manifest.earlier_flows.items() if (code := _code(about)))
+    materials += [{"name": f"code of the earlier flow {flow}", "digest": code} for flow, code in earlier]
     if lock := known.get("lock_digest"):
         materials.append({"name": "requirements.lock", "digest": {"sha256": lock}})
     if source := manifest.dataset.source_digest:
@@ -359,6 +360,13 @@ def _provenance(manifest: ReleaseManifest) -> dict[str, Any]:
     }
     details = {"builder": {"id": "urn:scalingnote:flow"}, "metadata": {"invocationId": manifest.flow_run_id or ""}}
     return {"buildDefinition": definition, "runDetails": details}
+
+
+def _code(known: Mapping[str, Any]) -> dict[str, str]:
+    """Revision and digest of the code that a flow ran, as far as they are known."""
+    revision = known.get("code_revision")
+    code = {"gitCommit": None if revision == "unknown" else revision, "sha256": known.get("code_digest")}
+    return {kind: value for kind, value in code.items() if value}
 
 
 def _models(manifest: ReleaseManifest) -> list[dict[str, Any]]:

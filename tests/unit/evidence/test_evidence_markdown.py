@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
-from components.evidence.description import LIMIT, describe
+from components.evidence.description import LIMIT, _origin, describe
 from components.evidence.dossier import Compared, Dossier, changes_between
 from components.gates.decision import GateDecision, GateResult
 from components.release.champion import Override
 from components.release.manifest import BaseModelPin, ReleaseManifest
+from components.release.open import PinnedRelease
 from components.release.training_noise import TrainingNoise
 from tests.unit.evidence_world import validation_with_dropped_rows, with_units, world_of
 
@@ -128,6 +131,21 @@ def test_a_model_of_the_same_name_with_other_weights_is_named_as_changed(dossier
     assert "base of the query tower: acme/llm has other weights, digest 111111111111 became 222222222222" in found
     assert "judge: acme/judge has other weights, digest 333333333333 became 444444444444" in found
     assert changes_between(made_with("1", "3"), made_with("1", "3")).models == ()
+
+
+def test_a_model_card_names_judge_and_generator_and_the_code_that_made_the_part(dossier: Dossier) -> None:
+    manifest = dossier.manifest
+    tower = manifest.pins.document_tower.digest
+    about = {"judge": "acme/judge", "judge_digest": "1" * 64, "generator": "acme/writer", "generator_digest": "2" * 64}
+    kept = {"attributes": about, "flow_run_id": "flow-0"}
+    lineage = tuple(node.model_copy(update=kept) if node.digest == tower else node for node in manifest.lineage)
+    changed = manifest.model_copy(update={"lineage": lineage, "earlier_flows": {"flow-0": {"code_revision": "old"}}})
+    release = cast("PinnedRelease", SimpleNamespace(manifest=changed))
+    told = _origin(release, {"document_tower": BaseModelPin(name="acme/llm", digest="3" * 64)})
+    assert "`acme/judge` took part as judge of the documents in training" in told and f"`{'1' * 16}`" in told
+    assert "`acme/writer` took part as writer of queries that were trained on" in told
+    assert "Made by code revision `old` of scalingnote." in told
+    assert "Made by code revision `abc` of" in _origin(release, {"query_encoder": BaseModelPin(name="acme/mini", digest="4" * 64)})
 
 
 def test_a_list_that_was_read_back_did_not_change(dossier: Dossier) -> None:

@@ -25,7 +25,7 @@ from components.evidence.report import render_report, write_report_page
 from components.gates.decision import GateResult
 from components.promotion.verification import check_version
 from components.release.champion import Override
-from components.release.manifest import REPORT_PAGE, LineageNode, require_report
+from components.release.manifest import REPORT_PAGE, BaseModelPin, LineageNode, require_report
 from components.tracking import labels
 from components.tracking.runs import PLOTS
 from tests.unit.evidence_world import EVIL, slices, tables, validation_with_dropped_rows, with_units, world_of
@@ -213,6 +213,22 @@ def test_other_documents_of_both_releases_are_said_beside_what_is_better(dossier
         assert "The candidate lacks 7 of the champion's documents, which makes every query easier for it." in unescape(page)
         assert "For 3 of the queries the champion lacks a relevant document, which counts against it." in page
     assert "lacks" not in render_report(dossier)
+
+
+def test_models_that_took_part_and_parts_of_earlier_flows_stand_under_origin(dossier: Dossier) -> None:
+    manifest = dossier.manifest
+    tower = manifest.pins.document_tower.digest
+    judge = {"judge": EVIL, "judge_digest": "1" * 64}
+    kept = {"attributes": judge, "flow_run_id": "flow-0"}
+    lineage = tuple(node.model_copy(update=kept) if node.digest == tower else node for node in manifest.lineage)
+    flows, bases = {"flow-0": {"code_revision": "old", "user": "Grace"}}, {"query_tower": BaseModelPin(name="acme/llm", digest="2" * 64)}
+    changed = manifest.model_copy(update={"lineage": lineage, "earlier_flows": flows, "base_models": bases})
+    text = render_report(replace(dossier, manifest=changed))
+    _Page(text)
+    for words in ("1" * 64, "2" * 64, "base of the query tower", "acme/llm", "judge"):
+        assert words in text, words
+    assert "Kept from the earlier flow flow-0: document tower; code revision old, made by Grace." in text
+    assert "Kept from" not in render_report(dossier)
 
 
 def test_a_further_split_that_is_dev_is_not_called_off_the_training_distribution(dossier: Dossier) -> None:

@@ -309,6 +309,20 @@ def test_a_judge_and_a_generator_of_queries_are_parts_of_the_bill_with_their_dig
     assert judge["bom-ref"] in edges[found.release.manifest.pins.document_tower.digest] and writer["bom-ref"] in edges["3" * 64]
 
 
+def test_a_part_that_an_earlier_flow_made_has_the_author_and_the_code_of_that_flow(found: Trace) -> None:
+    release = found.release
+    assert release is not None
+    tower = release.manifest.pins.document_tower.digest
+    nodes = tuple(n.model_copy(update={"flow_run_id": "flow-0"}) if n.digest == tower else n for n in release.manifest.lineage)
+    flows = {"flow-0": {"user": "Grace", "code_revision": "old"}}
+    known = {**release.manifest.provenance, "user": "Ada"}
+    bill = cyclonedx_of(with_manifest(found, lineage=nodes, earlier_flows=flows, provenance=known))
+    authors = {part["bom-ref"]: part["authors"] for part in bill["components"] if "authors" in part}
+    assert authors[tower] == [{"name": "Grace"}] and authors[release.manifest.pins.index.digest] == [{"name": "Ada"}]
+    unknown = cyclonedx_of(with_manifest(found, lineage=nodes, provenance=known))
+    assert next(part["authors"] for part in unknown["components"] if part["bom-ref"] == tower) == [{"name": "unknown"}]
+
+
 def test_the_champion_that_was_compared_with_and_all_that_was_decided_on_are_in_the_bill(found: Trace) -> None:
     bill = cyclonedx_of(with_other_models(found))
     champion = next(part for part in bill["components"] if part["bom-ref"] == "5" * 64)
