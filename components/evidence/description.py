@@ -5,7 +5,7 @@ The front matter is that of the Hugging Face hub, so a folder can be uploaded th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -29,9 +29,9 @@ from components.evidence.labels import (
 from components.evidence.quality_sections import changes_of, moved, override_words
 from components.gates.decision import GateResult
 from components.release.champion import RED, as_text, release_model
-from components.release.completeness import base_models_named_by, other_models
+from components.release.completeness import DATA_KIND, base_models_named_by, other_models
 from components.release.manifest import EVALUATION_FOLDER, BaseModelPin, ReleaseManifest
-from components.release.open import PinnedRelease
+from components.release.open import PinnedRelease, ancestors
 from components.templates import shortened
 from components.text import one_line
 from components.towers.base_models import GEMMA, MINILM, MULTILINGUAL_E5, WARM_GEMMA, is_on_hub, published_folder
@@ -338,12 +338,22 @@ def _origin(release: PinnedRelease, bases: Mapping[str, BaseModelPin]) -> str:
         f"- `{_as_code(model.name)}` took part as {_PARTS_OF_OTHERS[what]}, and no weights of it are here (digest `{model.digest[:16]}`)."
         for what, model in dict.fromkeys(found for node in release.manifest.lineage for found in other_models(node))
     ]
-    data = release.manifest.dataset
-    lines.append(f"- Data: {as_text(data.name)}, digest `{data.digest[:16]}`, read from files with the digest `{data.source_digest[:16]}`.")
+    lines += [
+        f"- Data: {as_text(name)}, digest `{digest[:16]}`, read from files with the digest `{source[:16]}`."
+        for name, digest, source in _trained_on(release.manifest, bases)
+    ]
     made_by = {_revision(release.manifest, pinned): None for pinned in bases}
     lines.append(f"- Made by code revision {' and '.join(f'`{_as_code(found)}`' for found in made_by)} of scalingnote.")
     lines.append("- What was trained takes the licence of its base and of the data; whoever hands it on has to keep both.")
     return "\n".join(["## Made from", "", *lines])
+
+
+def _trained_on(manifest: ReleaseManifest, roles: Iterable[str]) -> list[tuple[str, str, str]]:
+    """Name, digest and digest of the files of the data that the parts come from: of one that a refresh kept not the release's own."""
+    own = manifest.dataset
+    nodes = [n for n in ancestors(manifest.lineage, [getattr(manifest.pins, role).digest for role in roles]) if n.kind == DATA_KIND]
+    found = [(str(n.attributes.get("name") or n.name), n.digest, str(n.attributes.get("source_digest") or "unknown")) for n in nodes]
+    return [(own.name, own.digest, own.source_digest) if digest == own.digest else (name, digest, source) for name, digest, source in found]
 
 
 def _revision(manifest: ReleaseManifest, role: str) -> str:

@@ -28,8 +28,9 @@ from components.evaluation.report import Summary, load_summary
 from components.lineage.graph import Trace
 from components.lineage.release_graph import Opened, approvals, call_witness, moment, promotions, time_text, value_text
 from components.release.champion import CHAMPION, release_model, standing
-from components.release.completeness import BESIDE, VALIDATION_KIND, other_models
+from components.release.completeness import BESIDE, DATA_KIND, VALIDATION_KIND, other_models
 from components.release.manifest import EVALUATION_FOLDER, BaseModelPin, LineageNode, Pin, ReleaseManifest
+from components.release.open import ancestors
 from components.signing.keys import SigningKey, load_signing_key, trusted_keys
 from components.signing.statements import signed_by
 from components.tracking import labels
@@ -203,13 +204,15 @@ class _Bill:
 
     def _card(self, role: str, node: LineageNode | None) -> dict[str, Any]:
         base = self.opened.base_models.get(role)
+        # Of a part that a refresh kept it is not the data of the release.
+        trained_on = [n.digest for n in ancestors(self.manifest.lineage, [self.pins[role].digest]) if n.kind == DATA_KIND]
         static = node is not None and node.config.get("form") == "static"
         parameters = {
             "approach": {"type": "supervised"},
             "task": _TASKS[role],
             "architectureFamily": "static embeddings" if static else "transformer",
             **({"modelArchitecture": base.name} if base else {}),
-            **({"datasets": [{"ref": data}]} if (data := self.manifest.dataset.digest) in self.nodes else {}),
+            **({"datasets": [{"ref": data} for data in trained_on]} if trained_on else {}),
             "inputs": [{"format": "text"}],
             "outputs": [{"format": "vector of unit length, float32"}],
         }

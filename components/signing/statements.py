@@ -345,13 +345,15 @@ def _provenance(manifest: ReleaseManifest) -> dict[str, Any]:
     known = manifest.provenance
     materials: list[dict[str, Any]] = [{"name": manifest.dataset.name, "digest": {"sha256": manifest.dataset.digest}}]
     materials.append({"name": "code", "digest": _code(known)})
-    # A refresh keeps parts that the code of earlier flows has made.
+    # A refresh keeps parts that the code of earlier flows has made, of their data.
     earlier = sorted((flow, code) for flow, about in manifest.earlier_flows.items() if (code := _code(about)))
     materials += [{"name": f"code of the earlier flow {flow}", "digest": code} for flow, code in earlier]
     if lock := known.get("lock_digest"):
         materials.append({"name": "requirements.lock", "digest": {"sha256": lock}})
     if source := manifest.dataset.source_digest:
         materials.append({"name": f"{manifest.dataset.name}: files", "digest": {"sha256": source}})
+    former = sorted({(n.name, n.digest) for n in manifest.lineage if n.kind == "dataset" and n.digest != manifest.dataset.digest})
+    materials += [{"name": name, "digest": {"sha256": digest}} for name, digest in former]
     materials += _models(manifest)
     definition = {
         "buildType": f"urn:scalingnote:{manifest.release_type}:v1",

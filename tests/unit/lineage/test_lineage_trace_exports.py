@@ -317,6 +317,11 @@ def test_a_part_that_an_earlier_flow_made_has_the_author_and_the_code_of_that_fl
     flows = {"flow-0": {"user": "Grace", "code_revision": "old"}}
     known = {**release.manifest.provenance, "user": "Ada"}
     bill = cyclonedx_of(with_manifest(found, lineage=nodes, earlier_flows=flows, provenance=known))
+    older = nodes[0].model_copy(update={"digest": "8" * 64, "flow_run_id": "flow-0", "kind": "dataset", "parents": {}})
+    moved = tuple(n.model_copy(update={"parents": {"dataset": "8" * 64}}) if n.digest == tower else n for n in (*nodes, older))
+    cards = {p["bom-ref"]: p["modelCard"] for p in cyclonedx_of(with_manifest(found, lineage=moved))["components"] if "modelCard" in p}
+    data = {ref: card["modelParameters"]["datasets"] for ref, card in cards.items()}
+    assert data[tower] == [{"ref": "8" * 64}] and data[release.manifest.pins.query_encoder.digest] == [{"ref": "d" * 64}]
     authors = {part["bom-ref"]: part["authors"] for part in bill["components"] if "authors" in part}
     assert authors[tower] == [{"name": "Grace"}] and authors[release.manifest.pins.index.digest] == [{"name": "Ada"}]
     unknown = cyclonedx_of(with_manifest(found, lineage=nodes, provenance=known))

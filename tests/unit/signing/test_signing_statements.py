@@ -90,6 +90,7 @@ def test_the_provenance_names_every_model_that_a_release_was_made_with(candidate
         content["base_models"] = {"query_tower": {"name": "acme/llm", "digest": "hub", "revision": "c0ffee"}}
         judge = {"judge": "acme/cross-encoder", "judge_digest": "1" * 64}
         content["lineage"][0]["attributes"] = {**judge, "generator": "writer"}
+        content["lineage"].append({**content["lineage"][0], "digest": "8" * 64, "name": "older", "attributes": {}})
         content["earlier_flows"] = {"flow-0": {"code_revision": "unknown", "code_digest": "4" * 64}, "flow-1": {}}
 
     rewrite(candidate, with_models)
@@ -99,6 +100,7 @@ def test_the_provenance_names_every_model_that_a_release_was_made_with(candidate
     assert used["acme/llm"]["digest"] == {"gitCommit": "c0ffee"} and used["acme/cross-encoder"]["digest"] == {"sha256": "1" * 64}
     assert used["writer"] == {"name": "writer", "uri": "urn:scalingnote:model:writer"}  # a resource has a digest or an address
     assert used["toy: files"]["digest"] == {"sha256": "s" * 64}
+    assert used["older"]["digest"] == {"sha256": "8" * 64}
     assert used["code of the earlier flow flow-0"]["digest"] == {"sha256": "4" * 64} and "code of the earlier flow flow-1" not in used
 
 
