@@ -246,7 +246,10 @@ def _of_dimension(dimension: str, rows: pd.DataFrame, policy: PolicyConfig) -> I
     if small:
         others = frozenset[str]().union(*(slices[name] for name in small))
         none_is_judged = all(part.problem for part in alone)
-        name = small[0] if len(small) == 1 else f"{dimension}={OTHERS}"
+        together = f"{dimension}={OTHERS}"
+        while together in slices:  # a value of the data may read so
+            together += " together"
+        name = small[0] if len(small) == 1 else together
         yield part_of(name, others, policy, none_is_judged or dimension in policy.required_slices)
 
 
