@@ -91,6 +91,15 @@ BROKEN: dict[str, tuple[Change, str, int, str]] = {
         2,
         "there is no doc_id 'd151', but there is '\\u200bd151' where this is 'd151': they look the same and are other characters",
     ),
+    "id that lost its leading zeros, or became a decimal number": (
+        lambda folder: (
+            write_rows(folder / "corpus.jsonl", [*documents(), *({"_id": name, "text": "more"} for name in ("007", "8"))]),
+            write_lines(folder / "qrels" / "train.tsv", [*qrels("train"), "q1\t7\t1", "q2\t8.0\t1"]),
+        ),
+        "doc_id.references",
+        2,
+        "there is no doc_id '8.0', but there is '8': they are one number, written otherwise",
+    ),
     "id with a blank within": (changed_rows("corpus.jsonl", documents(), row250={"_id": "d 250"}), "doc_id.no_spaces", 1, "doc_id 'd 250'"),
     "id with a blank at its end": (
         changed_rows("queries.jsonl", queries(), row150={"_id": "q150 "}),
