@@ -175,8 +175,6 @@ def _missing_targets(dataset: Dataset, rule: Rule) -> pd.Series:
         numbers = {number: target for target in known if (number := _as_number(target))}
         lost = rows[missing].tolist()
         explained[missing] = [f"there is no {column} '{on_one_line(value)}'{_near(value, alike, numbers)}" for value in lost]
-            f"there is no {column} '{on_one_line(value)}'{_near(value, alike, numbers)}" for value in rows[missing].tolist()
-        ]
     return explained
 
 
