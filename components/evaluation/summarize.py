@@ -213,7 +213,7 @@ def figures_apart(report: Evaluation) -> list[str]:
     speed = summary.speed
     if speed is not None and speed.speed_up is not None:
         teacher = speed.teacher.qps if speed.teacher is not None else 0.0
-        found.append(("speed-up", 1.0, None, None, speed.student.qps / teacher / speed.speed_up if teacher and speed.speed_up else np.nan))
+        found.append(("speed-up", speed.speed_up, None, None, speed.student.qps / teacher if teacher else np.nan))
     return [sentence for stated in found if (sentence := _apart(stated))]
 
 
