@@ -140,7 +140,7 @@ def show_candidate(result: CandidateResult, text: str) -> None:
         return
     name, candidate = result.name, result.candidate
     place = mlflow_address()
-    gates = [{"gate": gate.name, "status": gate.status, "reason": gate.reason} for gate in result.gates]
+    gates = [{"gate": gate.name, "status": gate.status, "reason": gate.told} for gate in result.gates]
     with shown_if_possible():
         create_table_artifact(table=gates, key=f"{name}-gates", description=f"Gates of {candidate}: **{result.verdict}**")
         create_markdown_artifact(markdown=text.replace("](#/", f"]({place}/#/"), key=f"{name}-candidate", description=str(candidate))

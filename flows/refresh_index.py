@@ -153,14 +153,17 @@ def checked_data(config: RetrainConfig, recorder: Recorder, base: PinnedRelease)
     Raises DataError for data that breaks one, cannot be measured on, or measures by queries that `base`'s models were trained on.
     """
     from components.data.dataset import load_dataset
-    from components.data.left_out import load_seen, require_not_trained_on, require_unseen
+    from components.data.left_out import load_seen, require_not_trained_on, require_other_queries, require_unseen
     from components.evaluation.summarize import require_judged
+    from components.evaluation.table import DEV
 
     dataset = typed(recorder.run(snapshot_step(config)), DatasetArtifact)
     validation = recorder.run(checked_validation(config, dataset))
     splits, tables = (config.evaluation.split, *config.evaluation.extra_splits), load_dataset(dataset.path)
     require_judged(tables, splits, config.evaluation.query_groups)
     require_not_trained_on(tables, splits)
+    if config.policy.min_off_distribution_retention is not None:
+        require_other_queries(tables, config.evaluation.extra_splits, (DEV, config.evaluation.split))
     if (seen := load_seen(base.artifact.path)) is not None:
         require_unseen(tables, splits, seen, base.title)
     return dataset, validation

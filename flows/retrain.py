@@ -175,10 +175,11 @@ def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
     runner that is not installed.
     """
     from components.data.dataset import load_dataset
-    from components.data.left_out import require_not_trained_on
+    from components.data.left_out import require_not_trained_on, require_other_queries
     from components.distillation.student import check_before_towers, width_of
     from components.distillation.train import check_sources
     from components.evaluation.summarize import require_judged
+    from components.evaluation.table import DEV
     from components.gates.decide import require_attainable, require_measured
     from components.index.index_keys import usable_key
     from flows.encoding_runners import runner_of
@@ -188,6 +189,8 @@ def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
     splits = (config.evaluation.split, *config.evaluation.extra_splits)
     require_judged(data, splits, config.evaluation.query_groups)
     require_not_trained_on(data, splits)
+    if config.policy.min_off_distribution_retention is not None:
+        require_other_queries(data, config.evaluation.extra_splits, (DEV, config.evaluation.split))
     check_sources(data, config.distillation)
     check_before_towers(config.distillation, config.towers)
     key = usable_key(config.index, len(data.documents), width_of(config.towers))

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from open_data_contract_standard.model import DataQuality, OpenDataContractStandard, SchemaObject, SchemaProperty
 
 
+_DIGITS = re.compile(r"0*([0-9]+)(?:\.0+)?")
 _UNSEEN = re.compile(f"[{INVISIBLE}]")
 Severity = Literal["error", "warning"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning")
@@ -169,8 +170,11 @@ def _missing_targets(dataset: Dataset, rule: Rule) -> pd.Series:
     explained = pd.Series(None, index=rows.index, dtype=object)
     missing = rows.notna().to_numpy() & ~are_among(rows, targets)
     if missing.any():
-        alike = {_seen(target): target for target in targets.dropna().tolist()}
-        explained[missing] = [f"there is no {column} '{on_one_line(value)}'{_near(value, alike)}" for value in rows[missing].tolist()]
+        known = targets.dropna().tolist()
+        alike = {_seen(target): target for target in known}
+        numbers = {number: target for target in known if (number := _as_number(target))}
+        lost = rows[missing].tolist()
+        explained[missing] = [f"there is no {column} '{on_one_line(value)}'{_near(value, alike, numbers)}" for value in lost]
     return explained
 
 
@@ -180,11 +184,22 @@ def _seen(identifier: str) -> str:
     return visible.strip()
 
 
-def _near(value: str, alike: Mapping[str, str]) -> str:
-    """A hint where there is an id that looks the same: other white space at its ends, invisible letters, another of Unicode's forms."""
+def _as_number(identifier: str) -> str:
+    """What a spreadsheet or pandas makes of an id of digits, such as 7 of 007 and of 7.0; empty for any other."""
+    found = _DIGITS.fullmatch(_seen(identifier))
+    return found[1] if found else ""
+
+
+def _near(value: str, alike: Mapping[str, str], numbers: Mapping[str, str]) -> str:
+    """A hint where there is an id that looks the same: other white space at its ends, invisible letters, another of Unicode's forms.
+
+    Or one that is the same number.
+    """
     near = alike.get(_seen(value))
     if near is None:
-        return ""
+        same = numbers.get(_as_number(value))
+        written = "they are one number, written otherwise; ids are compared as they stand"
+        return "" if same is None else f", but there is '{on_one_line(same)}': {written}"
     if near.strip() == value.strip():
         return f", but there is '{on_one_line(near)}': they differ in white space at an end"
     return f", but there is {near!a} where this is {value!a}: they look the same and are other characters"

@@ -18,7 +18,18 @@ import pandas as pd
 
 from components.data.dataset import document_table, judgement_table
 from components.data.jsonl import documents_of, open_text, queries_of, text_lines, unreadable
-from components.data.values import QRELS_FIELDS, AmbiguousJson, QueryTable, Row, is_number, metadata_from_text, names_of, parse_score
+from components.data.values import (
+    KNOWN_NAMES,
+    QRELS_FIELDS,
+    AmbiguousJson,
+    QueryTable,
+    Row,
+    is_number,
+    metadata_from_text,
+    names_of,
+    parse_score,
+    plain_name,
+)
 from components.errors import DataError
 
 _TREC_ITERATION = re.compile(r"[Qq]?\d+", re.ASCII)
@@ -131,10 +142,22 @@ def _named(path: Path, separator: str | None, fields: list[str], names: Mapping[
 
 
 def _separator(path: Path, text: str) -> str | None:
-    """What separates the columns of a file whose first line is `text`; None for white space of any length."""
-    if path.name.lower().endswith((".csv", ".csv.gz")):
-        return next((mark for mark in (",", ";", "\t") if mark in text), ",")
-    return "\t" if "\t" in text else None
+    """What separates the columns of a file whose first line is `text`; None for white space of any length.
+
+    In CSV the mark that parts the most known names: another may stand within one, as the comma of a name in quotes.
+    """
+    if not path.name.lower().endswith((".csv", ".csv.gz")):
+        return "\t" if "\t" in text else None
+    return max((mark for mark in (",", ";", "\t") if mark in text), key=lambda mark: _names_known(text, mark), default=",")
+
+
+def _names_known(text: str, mark: str) -> int:
+    """How many of a header's columns have a name that a field of any table goes by."""
+    try:
+        names = next(csv.reader(text.splitlines()[:1], delimiter=mark), [])
+    except csv.Error:
+        return 0
+    return sum(plain_name(name) in KNOWN_NAMES for name in names)
 
 
 def _split(text: str, separator: str | None, where: str) -> list[str]:

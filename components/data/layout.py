@@ -26,6 +26,7 @@ MARKS = ("dataset_dict.json", "dataset_info.json", "state.json")  # what `save_t
 QRELS_SUFFIXES = (*TABLE_SUFFIXES, *(end + gz for end in (".txt", ".trec", ".qrels", ".qrel") for gz in ("", ".gz")))
 # The words of the hubs for the queries that checkpoints are chosen by.
 DEV_WORDS = ("dev", "validation", "valid", "val")
+_QRELS = re.compile(r"^qrels?[._-]|[._-]qrels?$")
 _SHARD = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
 # How files of other kinds begin, what they are, and what to do with one whose name says something else.
 _KINDS = (
@@ -69,7 +70,7 @@ def locate(folder: Path) -> SourceFiles:
         documents, queries = _required(folder, DOCUMENT_NAMES, "corpus.jsonl"), _required(folder, QUERY_NAMES, "queries.jsonl")
         place, qrels = _qrels(folder)
         further = _table(folder, UNLABELLED_NAMES), _table(folder, TRANSLATED_NAMES)
-        found = SourceFiles(documents, queries, qrels, *further, tuple(_remarks(place, qrels)), {})
+        found = SourceFiles(documents, queries, qrels, *further, tuple(dict.fromkeys(_remarks(place, qrels))), {})
         for path in found.all():
             _require_content(path)
         return replace(found, unread=_unread(folder, place, found.all()))
@@ -216,19 +217,24 @@ def _splits(folder: Path) -> dict[str, tuple[Path, ...]]:
 
 
 def split_of(stem: str) -> str:
-    """The split that a file's name without its ending stands for: validation is dev, and the number of a shard is no part of the name."""
+    """The split that a file's name without its ending stands for: validation is dev, and the number of a shard is no part of the name.
+
+    Nor is the word qrels before or behind it (`qrels.dev.tsv`): such a file would be a further split, and dev held out of train.
+    """
     shard = _SHARD.fullmatch(stem)
     name = shard["name"] if shard else stem
-    if name.lower() in DEV_WORDS:
+    word = _QRELS.sub("", name.lower())
+    if word in DEV_WORDS:
         return "dev"
-    return name.lower() if name.lower() in ("train", "test") else name
+    return word if word in ("train", "test") else name
 
 
 def _remarks(place: str, qrels: dict[str, tuple[Path, ...]]) -> Iterator[str]:
-    for path in qrels.get("dev", ()):
-        word = path.parent.name if path.parent.name != place else path.name
-        if not word.lower().startswith("dev"):
-            yield f"{place}/{word} is read as the split dev."
+    for split in ("train", "dev", "test"):
+        for path in qrels.get(split, ()):
+            word = path.parent.name if path.parent.name != place else path.name
+            if not word.lower().startswith(split):
+                yield f"{place}/{word} is read as the split {split}."
 
 
 def _unread(folder: Path, place: str, read: Sequence[Path]) -> dict[str, str]:

@@ -101,6 +101,22 @@ def require_not_trained_on(dataset: Dataset, splits: Sequence[str]) -> None:
             )
 
 
+def require_other_queries(dataset: Dataset, splits: Sequence[str], than: Sequence[str]) -> None:
+    """Raise DataError when a judged query of `splits` reads as one of the splits `than`: what is measured on it says nothing of others."""
+    for split in splits:
+        queries = dataset.judged_queries(split)
+        digests = _digests(queries["text"].tolist())
+        for other in (name for name in than if name != split and name in dataset.splits):
+            found = np.flatnonzero(np.isin(digests, _digests(dataset.judged_queries(other)["text"].tolist())))
+            if len(found):
+                first = on_one_line(str(queries.iloc[int(found[0])]["query_id"]))
+                raise DataError(
+                    f"{len(found):,} of {len(queries):,} judged queries of the split '{split}' are queries of '{other}' but for case and "
+                    f"punctuation; the first is '{first}'. policy.min_off_distribution_retention asks about other queries: take them out "
+                    f"of '{split}', or set it to null."
+                )
+
+
 def _digests(texts: Sequence[str]) -> Seen:
     """One for each text; texts without letters and numbers, which are all equal once they are normalised, stand as they are."""
     wordings = (normalise_text(text) or text for text in texts)

@@ -36,6 +36,7 @@ TRANSLATION_FIELDS = {**QUERY_FIELDS, "original": ("original", "translationof")}
 FIELDS = {"documents": DOCUMENT_FIELDS, "queries": QUERY_FIELDS, "translations": TRANSLATION_FIELDS, "qrels": QRELS_FIELDS}
 
 
+KNOWN_NAMES = frozenset(alias for fields in FIELDS.values() for aliases in fields.values() for alias in aliases)
 QueryTable = Literal["queries", "translations"]  # of FIELDS
 
 

@@ -11,8 +11,9 @@ Source of the idea: Drift-Adapter (arXiv 2509.23471), which leads new queries in
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ from components.artifacts import (
     parents_of,
     seal,
 )
-from components.data.dataset import load_dataset
+from components.data.dataset import are_among, load_dataset, texts_of
 from components.distillation.config import DistillationConfig
 from components.distillation.plan import DevSet, dev_metrics
 from components.distillation.query_sources import relevant
@@ -77,22 +78,23 @@ def map_query_tower(inputs: MapInputs, config: DistillationConfig, open_document
     for a teacher without weights, and what opening the index raises.
     """
     data = load_dataset(inputs.dataset.path)
-    doc_ids = data.documents["doc_id"].tolist()
-    old, search = open_documents(inputs.index, None, doc_ids)
-    dev = dev_set(data, search)
-    chosen = sampled(data, dev, config)
+    dev = dev_set(data, lambda queries, k: [])  # what it finds is asked of the index, once that is open
+    chosen, taught = sampled(data, dev, config), _judged(data, config)
+    among = data.documents["doc_id"].iloc[chosen].tolist()
+    # Of an index of millions these alone are read: all of them would not fit into memory.
+    needed = list(dict.fromkeys([*among, *chain.from_iterable(taught.values())]))
+    held, search = open_documents(inputs.index, None, needed)
+    dev, old = replace(dev, search=search), held[: len(among)]
     tower = load_tower(inputs.query_tower.path)
     if tower.contract.companion is not None:
         raise ModelError("The new teacher has a companion, and the map stands behind one model alone. Train it without a companion.")
     asked = tower.encode(dev.queries, progress="dev queries")
-    texts = data.document_texts()
-    sample = load_tower(inputs.document_tower.path).encode([texts[row] for row in chosen], progress="documents for the map")
-    taught = _judged(data, old, config)
-    queries = (tower.encode(taught[0], progress="train queries"), taught[1]) if taught[0] else None
-    best = best_map((sample, old[chosen]), queries, asked, dev)
-    among = [doc_ids[row] for row in chosen]
+    texts = texts_of(data.documents.iloc[chosen])
+    sample = load_tower(inputs.document_tower.path).encode(texts, progress="documents for the map")
+    queries = (tower.encode(list(taught), progress="train queries"), _means(taught, held, needed)) if taught else None
+    best = best_map((sample, old), queries, asked, dev)
     own = _ndcg_among(asked, sample, among, dev)
-    mapped = _ndcg_among(unit(asked @ best.matrix), old[chosen], among, dev)
+    mapped = _ndcg_among(unit(asked @ best.matrix), old, among, dev)
     attributes: dict[str, Scalar] = {"ridge": best.ridge, "dev_ndcg_at_10_own": round(own, 4), "dev_ndcg_at_10_mapped": round(mapped, 4)}
     counts = {"probes": 64, "mapped_documents": len(chosen), "mapped_queries": best.queries}
     return _write(inputs, best.matrix, tower.width, (counts, attributes), folder)
@@ -132,16 +134,20 @@ def _to_learn_from(documents: tuple[Rows, Rows], queries: tuple[Rows, Rows] | No
         yield len(queries[0]), (np.concatenate([documents[0], queries[0]]), np.concatenate([documents[1], queries[1]]))
 
 
-def _judged(dataset: Dataset, old: Rows, config: DistillationConfig) -> tuple[list[str], Rows]:
-    """Texts of judged train queries, as many as documents are sampled at most, and the mean of their documents' vectors, unit length."""
-    rows = {doc_id: row for row, doc_id in enumerate(dataset.documents["doc_id"])}
+def _judged(dataset: Dataset, config: DistillationConfig) -> dict[str, list[str]]:
+    """Text -> ids of the relevant documents, of judged train queries, as many as documents are sampled at most."""
     judged = relevant(dataset, "train")
-    judged = judged[judged["doc_id"].isin(rows)]
+    judged = judged[are_among(judged["doc_id"], dataset.documents["doc_id"])]
     answers = judged.groupby("text", sort=True)["doc_id"].agg(list)
     order = np.random.default_rng(config.seed).permutation(len(answers))[: config.map_documents]
     chosen = answers.iloc[np.sort(order)]
-    means = [old[[rows[doc_id] for doc_id in ids]].mean(0) for ids in chosen]
-    return chosen.index.tolist(), unit(np.stack(means)) if means else np.empty((0, old.shape[1]), np.float32)
+    return dict(zip(chosen.index.tolist(), chosen.tolist(), strict=True))
+
+
+def _means(answers: Mapping[str, Sequence[str]], held: Rows, doc_ids: Sequence[str]) -> Rows:
+    """The mean of the vectors of each query's documents, unit length; `held` are those of `doc_ids`."""
+    rows = {doc_id: row for row, doc_id in enumerate(doc_ids)}
+    return unit(np.stack([held[[rows[doc_id] for doc_id in ids]].mean(0) for ids in answers.values()]))
 
 
 def _ndcg_among(queries: Rows, documents: Rows, doc_ids: Sequence[str], dev: DevSet) -> float:

@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from components.artifacts import Artifact, digest_of, read_versioned, seal, write_atomic, write_json
 from components.errors import ArtifactError
-from components.evaluation.metrics import METRICS, Ranking, per_query_metrics
-from components.evaluation.report import PER_QUERY_FILE, Comparison, EncoderSpeed, read_table
+from components.evaluation.metrics import METRICS, QRELS, Ranking, per_query_metrics, read_trec_qrels, read_trec_run
+from components.evaluation.report import PER_QUERY_FILE, Comparison, EncoderSpeed, load_summary, read_table
 from components.evaluation.speed import Answer, Timed, describe_machine, measure_speeds
 from components.evaluation.summarize import CONFIDENCE, compare_scores, scores_of
 from components.evaluation.units import JudgedSplit, Units, mean_interval
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from components.evaluation.config import EvaluationConfig
     from components.evaluation.rankers import DenseRanker
+    from components.index.rows import Rows
 
 
 SCHEMA_VERSION = 1
@@ -147,6 +148,7 @@ def load_tables(folder: Path) -> ComparisonTables:
 
 ANSWER_DEPTH = 10  # documents of an answer whose time is taken; what a search returns unless more are asked for
 AGREEMENT_DEPTHS = (1, 10, 100)
+STUDENT_RUN = "student.trec"  # of an evaluation: what the encoder of the release found in its index
 SHARED_BATCH, SHARED_DEPTH = 64, 10_000  # queries at once, and how deep they are ranked, where most documents of one side are gone
 SHOWN = 20  # worst regressions, and as many best gains
 SHOWN_METRIC = "ndcg@10"
@@ -217,7 +219,7 @@ def _per_query(contest: ComparisonPlan, rankings: Mapping[str, Mapping[str, Rank
     import pandas as pd
 
     tables = [per_query_metrics(contest.judged.judgements, ranking).assign(system=name) for name, ranking in rankings.items()]
-    tables += [_served(contest.judged, contender.ranker).assign(system=name) for name, contender in contest.contenders.items()]
+    tables += [_served(contest.judged.judgements, side.ranker.index.rows).assign(system=name) for name, side in contest.contenders.items()]
     tables += _among_shared(contest) if removed else []
     return pd.concat(tables, ignore_index=True)[list(PER_QUERY_COLUMNS)]
 
@@ -226,18 +228,57 @@ def _among_shared(contest: ComparisonPlan) -> list[pd.DataFrame]:
     """nDCG@10 of both when each ranks the documents that both hold and no others, of the queries that ask for one of these."""
     judged, sides = contest.judged, contest.contenders
     rows = {name: contender.ranker.index.rows for name, contender in sides.items()}
-    alone = {CANDIDATE: rows[CANDIDATE].missing_from(rows[CHAMPION]), CHAMPION: rows[CHAMPION].missing_from(rows[CANDIDATE])}
-    shared = [all(found.row_of(str(doc_id)) is not None for found in rows.values()) for doc_id in judged.judgements["doc_id"]]
-    judgements = judged.judgements[shared]
-    judgements = judgements[judgements["query_id"].isin(judgements.loc[judgements["score"] > 0, "query_id"])]
+    judgements, alone = _of_shared(judged.judgements, rows), _held_alone(rows)
     if judgements.empty:
         return []
-    tables = []
-    for name, contender in sides.items():
-        found = judged.rankings(_without(contender.ranker, judged, alone[name]), ANSWER_DEPTH)
-        values = per_query_metrics(judgements, found)
-        tables.append(values[values["metric"] == SHOWN_METRIC].assign(metric=SHARED, system=name))
-    return tables
+    found = {n: judged.rankings(_without(side.ranker, judged, alone[n]), ANSWER_DEPTH) for n, side in sides.items()}
+    return [_reached(judgements, found[name], name) for name in sides]
+
+
+def _held_alone(rows: Mapping[str, Rows]) -> dict[str, frozenset[str]]:
+    """The documents that each side holds and the other does not."""
+    return {CANDIDATE: rows[CANDIDATE].missing_from(rows[CHAMPION]), CHAMPION: rows[CHAMPION].missing_from(rows[CANDIDATE])}
+
+
+def _of_shared(judgements: pd.DataFrame, rows: Mapping[str, Rows]) -> pd.DataFrame:
+    """The judgements of documents that both hold, of the queries that have a relevant one among these."""
+    shared = judgements[[all(found.row_of(str(doc_id)) is not None for found in rows.values()) for doc_id in judgements["doc_id"]]]
+    return shared[shared["query_id"].isin(shared.loc[shared["score"] > 0, "query_id"])]
+
+
+def _reached(judgements: pd.DataFrame, rankings: Mapping[str, Ranking], name: str) -> pd.DataFrame:
+    values = per_query_metrics(judgements, rankings)
+    return values[values["metric"] == SHOWN_METRIC].assign(metric=SHARED, system=name)
+
+
+def values_of_runs(folders: Mapping[str, Path], rows: Mapping[str, Rows]) -> pd.DataFrame | None:
+    """What a run of both would say about the documents that they hold, from the rankings that their evaluations wrote down.
+
+    `folders` and `rows` map candidate and champion to the evaluation and to the documents of the index; both were evaluated on the same
+    judgements. Gives `PER_QUERY_COLUMNS` with the metrics SERVED and, where the candidate lacks documents, SHARED; a query of which too few
+    documents were written down to say is in none of the latter. For evaluations of before rankings and judgements lay with them a table
+    without a row where the candidate lacks documents, else None.
+    """
+    import pandas as pd
+
+    runs = {name: folder / STUDENT_RUN for name, folder in folders.items()}
+    alone = _held_alone(rows)
+    if not all(path.is_file() for path in (folders[CANDIDATE] / QRELS, *runs.values())):
+        return pd.DataFrame(columns=list(PER_QUERY_COLUMNS)) if alone[CHAMPION] else None
+    judgements = read_trec_qrels(folders[CANDIDATE] / QRELS)
+    tables = [_served(judgements, rows[name]).assign(system=name) for name in folders]
+    of_both = _of_shared(judgements, rows)
+    if alone[CHAMPION] and not of_both.empty:
+        found = {name: _kept(read_trec_run(path), alone[name], load_summary(folders[name]).depth) for name, path in runs.items()}
+        told = of_both[of_both["query_id"].isin(found[CANDIDATE].keys() & found[CHAMPION].keys())]
+        tables += [_reached(told, found[name], name) for name in folders]
+    return pd.concat(tables, ignore_index=True)[list(PER_QUERY_COLUMNS)]
+
+
+def _kept(rankings: Mapping[str, Ranking], left_out: Container[str], depth: int) -> dict[str, Ranking]:
+    """The first of each ranking without some documents; a query is left out where more may have come after the `depth` that there are."""
+    kept = {query: [hit for hit in ranking if hit[0] not in left_out][:ANSWER_DEPTH] for query, ranking in rankings.items()}
+    return {query: found for query, found in kept.items() if len(found) == ANSWER_DEPTH or len(rankings[query]) < depth}
 
 
 def _without(ranker: DenseRanker, judged: JudgedSplit, left_out: Container[str]) -> list[Ranking]:
@@ -257,11 +298,11 @@ def _without(ranker: DenseRanker, judged: JudgedSplit, left_out: Container[str])
     return found
 
 
-def _served(judged: JudgedSplit, ranker: DenseRanker) -> pd.DataFrame:
+def _served(judgements: pd.DataFrame, rows: Rows) -> pd.DataFrame:
     """The share of each query's relevant documents that the index holds, as one more metric."""
-    rows = judged.judgements[judged.judgements["score"] > 0]
-    held = [ranker.index.rows.row_of(str(doc_id)) is not None for doc_id in rows["doc_id"]]
-    shares = rows.assign(value=held).groupby("query_id", as_index=False)["value"].mean()
+    relevant = judgements[judgements["score"] > 0]
+    held = [rows.row_of(str(doc_id)) is not None for doc_id in relevant["doc_id"]]
+    shares = relevant.assign(value=held).groupby("query_id", as_index=False)["value"].mean()
     return shares.assign(query_id=shares["query_id"].astype(str), metric=SERVED)
 
 

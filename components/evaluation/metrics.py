@@ -102,6 +102,23 @@ def write_trec_qrels(path: Path, judgements: pd.DataFrame) -> None:
     write_named(path, "".join(lines).encode())
 
 
+def read_trec_run(path: Path) -> dict[str, list[tuple[str, float]]]:
+    """Query id -> (doc_id, score), best first, of a run file of our own."""
+    rankings: dict[str, list[tuple[str, float]]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        query, _, doc_id, _, score, _ = line.split(" ")
+        rankings.setdefault(query, []).append((doc_id, float(score)))
+    return rankings
+
+
+def read_trec_qrels(path: Path) -> pd.DataFrame:
+    """DataFrame[query_id, doc_id, score] of a file of judgements of our own."""
+    import pandas as pd
+
+    rows = [line.split(" ") for line in path.read_text(encoding="utf-8").splitlines()]
+    return pd.DataFrame([(query, doc_id, int(score)) for query, _, doc_id, score in rows], columns=["query_id", "doc_id", "score"])
+
+
 def _lines(query_id: str, ranking: Ranking, tag: str) -> Iterator[str]:
     import numpy as np
 

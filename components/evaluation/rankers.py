@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from components.errors import SpaceMismatch
 from components.evaluation.bm25 import Bm25Ranker, sampled
 from components.evaluation.config import AUTO
-from components.evaluation.metrics import RETAINED, Ranking, first_places, per_query_metrics
+from components.evaluation.metrics import RETAINED, Ranking, first_places, per_query_metrics, read_trec_run
 from components.evaluation.report import Bm25Setup, FusionSetup, Summary, UntrainedSetup, load_summary
 from components.evaluation.summarize import judged_split
 from components.evaluation.units import JudgedSplit
@@ -119,7 +119,7 @@ def recorded_ranker(folder: Path, system: str, dataset: Dataset, config: Evaluat
         judged, path = judged_split(dataset, split), folder / (f"{system}.trec" if split == config.split else f"{split}.{system}.trec")
         if _digest_of(summary, split) != judged.digest or not path.is_file():
             return None
-        found = _read(path)
+        found = read_trec_run(path)
         for query, text in zip(judged.query_ids, judged.texts, strict=True):
             # Two queries of one text differ where one of them is a document, which its own ranking leaves out.
             ranking = found.get(query, [])
@@ -139,15 +139,6 @@ def _digest_of(summary: Summary, split: str) -> str | None:
     if split == summary.split:
         return summary.judgements_digest
     return summary.extra[split].judgements_digest if split in summary.extra else None
-
-
-def _read(path: Path) -> dict[str, list[tuple[str, float]]]:
-    """Query id -> (doc_id, score), best first, of a run file of our own."""
-    rankings: dict[str, list[tuple[str, float]]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        query, _, doc_id, _, score, _ = line.split(" ")
-        rankings.setdefault(query, []).append((doc_id, float(score)))
-    return rankings
 
 
 # --- Two rankings made one: a query encoder's, which finds what is meant, and BM25's, which finds the very words.

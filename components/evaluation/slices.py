@@ -110,9 +110,10 @@ def _equal_parts(values: Sequence[float], parts: int) -> list[float]:
 def _label(edges: Sequence[float], part: int) -> str:
     if not edges:
         return "all"
+    names = [f"{edge:g}" if float(f"{edge:g}") == edge else repr(edge) for edge in edges]  # two slices have no name in common
     if part == 0:
-        return f"under {edges[0]:g}"
-    return f"{edges[part - 1]:g} to under {edges[part]:g}" if part < len(edges) else f"{edges[-1]:g} and above"
+        return f"under {names[0]}"
+    return f"{names[part - 1]} to under {names[part]}" if part < len(edges) else f"{names[-1]} and above"
 
 
 def _language(world: _World, _: SliceConfig) -> _Labels:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from components.data.dataset import Dataset
     from components.evaluation.config import EvaluationConfig
+    from components.evaluation.report import Evaluation
 
 CONFIDENCE = 0.95  # of the two-sided intervals that are shown; gates compute their own from the values per query
 COMPARED = (
@@ -189,3 +190,63 @@ def _retention(scores: Scores, config: EvaluationConfig, numbers: Numbers | None
             continue
         result[metric] = ratio_interval(student, teacher, config.bootstrap_samples, CONFIDENCE, config.seed, numbers)
     return result
+
+
+# --- Whether a report that was read back says what its values per query say: people read the summary, gates the values.
+
+
+ROUNDED = 1e-4  # absolute: a summary may be rounded to four digits
+_Stated = tuple[str, float, float | None, float | None, float]  # what, value, the ends of its interval, what the values per query give
+
+
+def figures_apart(report: Evaluation) -> list[str]:
+    """Every mean, difference, retention and speed-up of the summary that its own values do not give; one sentence each, none is right."""
+    summary = report.summary
+    found = [*_stated_by(summary, _means(report.per_query)), *_compared_by(summary.comparisons, _means(report.per_query))]
+    for split, extra in summary.extra.items():
+        means = _means(report.extra[report.extra["split"] == split]) if report.extra is not None else {}
+        found += [(f"{what} on '{split}'", value, low, high, given) for what, value, low, high, given in _stated_by(extra, means)]
+    if summary.ann is not None and report.ann is not None:
+        recall = report.ann.groupby("metric")["value"].mean()
+        ends = summary.ann.intervals
+        found += [(f"{m} of the index", v, *ends.get(m, (None, None)), recall.get(m, np.nan)) for m, v in summary.ann.recall.items()]
+    speed = summary.speed
+    if speed is not None and speed.speed_up is not None:
+        teacher = speed.teacher.qps if speed.teacher is not None else 0.0
+        found.append(("speed-up", speed.speed_up, None, None, speed.student.qps / teacher if teacher else np.nan))
+    return [sentence for stated in found if (sentence := _apart(stated))]
+
+
+def differences_apart(comparisons: Iterable[Comparison], per_query: pd.DataFrame) -> list[str]:
+    """The same of comparisons alone, whose systems have their values in `per_query`."""
+    return [sentence for stated in _compared_by(comparisons, _means(per_query)) if (sentence := _apart(stated))]
+
+
+def _means(per_query: pd.DataFrame) -> dict[tuple[str, str], float]:
+    return {(str(s), str(m)): float(v) for (s, m), v in per_query.groupby(["system", "metric"])["value"].mean().items()}
+
+
+def _stated_by(summary: Summary | ExtraSummary, means: Mapping[tuple[str, str], float]) -> Iterator[_Stated]:
+    for name, system in summary.systems.items():
+        for metric, value in system.metrics.items():
+            yield f"{metric} of '{name}'", value, *system.intervals.get(metric, (None, None)), means.get((name, metric), np.nan)
+    for metric, value in summary.retention.items():
+        kept, whole = (means.get((name, metric), np.nan) for name in ("student", "teacher"))
+        ends = summary.retention_intervals.get(metric, (None, None))
+        yield f"retention of {metric}", value, *ends, kept / whole if whole else np.nan
+
+
+def _compared_by(comparisons: Iterable[Comparison], means: Mapping[tuple[str, str], float]) -> Iterator[_Stated]:
+    for c in comparisons:
+        gap = means.get((c.system, c.metric), np.nan) - means.get((c.baseline, c.metric), np.nan)
+        yield f"{c.metric} of '{c.system}' minus '{c.baseline}'", c.difference, c.low, c.high, gap
+
+
+def _apart(stated: _Stated) -> str:
+    """Empty where value and values agree within rounding, and the interval holds the value."""
+    what, value, low, high, given = stated
+    if not abs(value - given) <= ROUNDED * max(1.0, abs(value)):
+        return f"The summary states {value:.4f} for the {what}, its values give {given:.4f}."
+    if low is not None and high is not None and not low - ROUNDED <= value <= high + ROUNDED:
+        return f"The summary states {value:.4f} for the {what}, outside of its own interval from {low:.4f} to {high:.4f}."
+    return ""

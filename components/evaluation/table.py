@@ -9,6 +9,7 @@ from components.evaluation.metrics import METRICS, RETAINED, metric_words
 from components.evaluation.report import AnnSummary, Comparison, EncoderSpeed, ExtraSummary, SpeedSummary, Summary
 
 TEST, DEV = "test", "dev"
+CHOSEN_ON_DEV = "Checkpoints were chosen on it, so its figures are too good."
 UNTRAINED = "student_untrained"
 _RIVALS = {"bm25": "BM25", UNTRAINED: "the encoder as it was downloaded"}
 
@@ -17,7 +18,7 @@ def split_mark(split: str) -> str:
     """A warning for every split but test; empty for test."""
     if split == TEST:
         return ""
-    chosen = "Checkpoints were chosen on it, so its figures are too good." if split == DEV else "It is not the split 'test'."
+    chosen = CHOSEN_ON_DEV if split == DEV else "It is not the split 'test'."
     return f"NOT MEASURED ON TEST but on the split '{split}'. {chosen}"
 
 

@@ -5,7 +5,7 @@ The front matter is that of the Hugging Face hub, so a folder can be uploaded th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -29,9 +29,9 @@ from components.evidence.labels import (
 from components.evidence.quality_sections import changes_of, moved, override_words
 from components.gates.decision import GateResult
 from components.release.champion import RED, as_text, release_model
-from components.release.completeness import base_models_named_by
-from components.release.manifest import EVALUATION_FOLDER, BaseModelPin
-from components.release.open import PinnedRelease
+from components.release.completeness import DATA_KIND, base_models_named_by, other_models
+from components.release.manifest import EVALUATION_FOLDER, BaseModelPin, ReleaseManifest
+from components.release.open import PinnedRelease, ancestors
 from components.templates import shortened
 from components.text import one_line
 from components.towers.base_models import GEMMA, MINILM, MULTILINGUAL_E5, WARM_GEMMA, is_on_hub, published_folder
@@ -122,6 +122,7 @@ def _moved(dossier: Dossier) -> str:
         more = f"; and {len(lines) - _SENTENCES} more" if len(lines) > _SENTENCES else ""
         told = "; ".join(as_text(shortened(line, _CHANGE)) for line in lines[:_SENTENCES])
         rows.append(f"**{word} than the champion:** {told or 'nothing is shown to be'}{more}.")
+    rows += [as_text(found.documents)] if found.documents else []
     return "\n\n".join(rows)
 
 
@@ -148,7 +149,7 @@ def _status(gate: GateResult) -> str:
 
 
 def _reason(gate: GateResult) -> str:
-    text = f"{gate.slice}: {gate.reason}" if gate.slice else gate.reason
+    text = f"{gate.slice}: {gate.told}" if gate.slice else gate.told
     return shortened(text, _PASSED if gate.status == "pass" else _REASON)
 
 
@@ -225,6 +226,7 @@ _LICENCES = {
     MINILM: "apache-2.0",
     MULTILINGUAL_E5: "mit",
 }
+_PARTS_OF_OTHERS = {"judge": "judge of the documents in training", "generator": "writer of queries that were trained on"}
 _SHOWN = ("recall@10", "recall@50", "ndcg@10", "mrr@10")
 
 
@@ -332,11 +334,34 @@ def _origin(release: PinnedRelease, bases: Mapping[str, BaseModelPin]) -> str:
         licence = stated_licence(pin)
         said = f"Licence: {as_text(licence)}." if licence else "Its licence is not known here: see where it was published."
         lines.append(f"- The {_TITLES[pinned]} started from `{_as_code(pin.name)}`{commit} (digest `{pin.digest[:16]}`). {said}")
-    data = release.manifest.dataset
-    lines.append(f"- Data: {as_text(data.name)}, digest `{data.digest[:16]}`, read from files with the digest `{data.source_digest[:16]}`.")
-    lines.append(f"- Made by code revision `{_as_code(str(release.manifest.provenance.get('code_revision', 'unknown')))}` of scalingnote.")
+    lines += [
+        f"- `{_as_code(model.name)}` took part as {_PARTS_OF_OTHERS[what]}, and no weights of it are here (digest `{model.digest[:16]}`)."
+        for what, model in dict.fromkeys(found for node in release.manifest.lineage for found in other_models(node))
+    ]
+    lines += [
+        f"- Data: {as_text(name)}, digest `{digest[:16]}`, read from files with the digest `{source[:16]}`."
+        for name, digest, source in _trained_on(release.manifest, bases)
+    ]
+    made_by = {_revision(release.manifest, pinned): None for pinned in bases}
+    lines.append(f"- Made by code revision {' and '.join(f'`{_as_code(found)}`' for found in made_by)} of scalingnote.")
     lines.append("- What was trained takes the licence of its base and of the data; whoever hands it on has to keep both.")
     return "\n".join(["## Made from", "", *lines])
+
+
+def _trained_on(manifest: ReleaseManifest, roles: Iterable[str]) -> list[tuple[str, str, str]]:
+    """Name, digest and digest of the files of the data that the parts come from: of one that a refresh kept not the release's own."""
+    own = manifest.dataset
+    nodes = [n for n in ancestors(manifest.lineage, [getattr(manifest.pins, role).digest for role in roles]) if n.kind == DATA_KIND]
+    found = [(str(n.attributes.get("name") or n.name), n.digest, str(n.attributes.get("source_digest") or "unknown")) for n in nodes]
+    return [(own.name, own.digest, own.source_digest) if digest == own.digest else (name, digest, source) for name, digest, source in found]
+
+
+def _revision(manifest: ReleaseManifest, role: str) -> str:
+    """The code that made a part: a refresh keeps parts that an earlier flow has made."""
+    digest = getattr(manifest.pins, role).digest
+    earlier = next((node.flow_run_id for node in manifest.lineage if node.digest == digest), None)
+    known = manifest.earlier_flows.get(earlier, {}) if earlier else manifest.provenance
+    return str(known.get("code_revision") or "unknown")
 
 
 def _as_code(words: str) -> str:

@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.errors import PromotionError
-from components.evaluation.champion_comparison import CANDIDATE, CHAMPION
+from components.evaluation.champion_comparison import CANDIDATE, CHAMPION, SERVED
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.metrics import METRICS
 from components.evaluation.summarize import COMPARED, CONFIDENCE, scores_of
 from components.evaluation.units import Interval, design_effect, effective_queries, grouped, min_detectable, paired_bootstrap, power
 from components.gates.config import PolicyConfig
-from components.release.manifest import LineageNode, ReleaseManifest
+from components.release.completeness import other_models
+from components.release.manifest import BaseModelPin, LineageNode, ReleaseManifest
 from components.tracking.labels import flatten
 
 if TYPE_CHECKING:
@@ -99,9 +100,21 @@ def _models(new: ReleaseManifest, old: ReleaseManifest) -> list[str]:
         if pin.digest != former[role].digest:
             found.append(f"new {role.replace('_', ' ')}: {former[role].model}/{former[role].version} became {pin.model}/{pin.version}")
             found += [f"{role.replace('_', ' ')}, {change}" for change in _differing(_attributes(new, role), _attributes(old, role))]
+    ours, theirs = _origins(new), _origins(old)
+    found += [
+        f"{role}: {model.name} has other weights, digest {was.digest[:SHORT]} became {model.digest[:SHORT]}"
+        for role, model in ours.items()
+        if (was := theirs.get(role)) is not None and was.name == model.name and was.digest != model.digest
+    ]
     if new.space_id != old.space_id:
         found.append(f"a new vector space: {old.space_id[:SHORT]} became {new.space_id[:SHORT]}")
     return found
+
+
+def _origins(manifest: ReleaseManifest) -> dict[str, BaseModelPin]:
+    """What was started from or took part, by its role: a setting names it, but not which weights it had that day."""
+    bases = {f"base of the {role.replace('_', ' ')}": base for role, base in manifest.base_models.items()}
+    return {**bases, **{what: model for node in manifest.lineage for what, model in other_models(node)}}
 
 
 def _attributes(manifest: ReleaseManifest, role: str) -> dict[str, Any]:
@@ -206,6 +219,18 @@ def against_champion(dossier: Dossier) -> Rivals | None:
 
     both = pd.concat([_student(ours.per_query, CANDIDATE), _student(theirs.per_query, CHAMPION)], ignore_index=True)
     return _rivals(both, (CANDIDATE, CHAMPION), "from the two evaluations, made at different times on the same judgements")
+
+
+def documents_words(dossier: Dossier) -> str:
+    """Where candidate and champion hold other documents, whom that helps; empty where they hold the same, or nobody looked."""
+    summary, tables = dossier.compared.summary, dossier.compared.tables
+    gone = summary.removed if summary is not None else None
+    told = [f"The candidate lacks {gone:,} of the champion's documents, which makes every query easier for it."] if gone else []
+    if tables is not None:
+        rows = tables.per_query[(tables.per_query["system"] == CHAMPION) & (tables.per_query["metric"] == SERVED)]
+        lacking = int((rows["value"] < 1).sum())
+        told += [f"For {lacking:,} of the queries the champion lacks a relevant document, which counts against it."] if lacking else []
+    return " ".join([*told, "The gates judge apart what both can find."]) if told else ""
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def evidence_tables(dossier: Dossier) -> dict[str, pd.DataFrame]:
 
 
 def _gate(gate: GateResult) -> dict[str, Any]:
-    return {key: "" if value is None else value for key, value in gate.model_dump().items()}
+    return {key: "" if value is None else value for key, value in {**gate.model_dump(), "reason": gate.told}.items()}
 
 
 def _systems(dossier: Dossier) -> list[dict[str, Any]]:

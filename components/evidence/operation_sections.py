@@ -13,6 +13,7 @@ from components.evaluation.champion_comparison import CHAMPION
 from components.evaluation.metrics import metric_words
 from components.evaluation.report import EncoderSpeed, ExtraSummary, Summary
 from components.evaluation.summarize import CONFIDENCE
+from components.evaluation.table import CHOSEN_ON_DEV, DEV
 from components.evaluation.units import mean_interval
 from components.evidence.dossier import Dossier, StepCost
 from components.evidence.labels import (
@@ -51,7 +52,8 @@ def _retained(dossier: Dossier) -> list[list[Cell]]:
     summary, champion = dossier.evaluation.summary, dossier.champion.evaluation.summary if dossier.champion else None
     rows = _retained_on(f"{summary.split} (training distribution)", summary, champion)
     for split, found in summary.extra.items():
-        rows += _retained_on(f"{split} (off the training distribution)", found, champion.extra.get(split) if champion else None)
+        off = CHOSEN_ON_DEV.rstrip(".").lower() if split == DEV else "off the training distribution"
+        rows += _retained_on(f"{split} ({off})", found, champion.extra.get(split) if champion else None)
     return rows
 
 
@@ -61,7 +63,7 @@ def _retained_on(queries: str, found: Summary | ExtraSummary, former: Summary | 
         own = share_with_interval(value, found.retention_intervals.get(metric))
         before = share_with_interval(former.retention.get(metric), former.retention_intervals.get(metric)) if former else "none"
         levels = [number(found.systems[who].metrics.get(metric)) if who in found.systems else "" for who in ("student", "teacher")]
-        rows.append([foreign(queries, 80), metric_words(metric), own, before, *levels, f"{found.queries:,}"])
+        rows.append([foreign(queries, 120), metric_words(metric), own, before, *levels, f"{found.queries:,}"])
     return rows
 
 

@@ -23,6 +23,7 @@ from components.evidence.dossier import (
     baseline_rivals,
     changes_between,
     deltas,
+    documents_words,
     slice_deltas,
     tally,
 )
@@ -71,11 +72,12 @@ class Figure(NamedTuple):
 
 @dataclass(frozen=True)
 class Moved:
-    """What is worse and what is better, as sentences, and of how many slices that was asked."""
+    """What is worse and what is better, as sentences, of how many slices that was asked, and whom the documents of both help."""
 
     worse: tuple[str, ...]
     better: tuple[str, ...]
     slices: int
+    documents: str = ""
 
 
 def moved(dossier: Dossier) -> Moved | None:
@@ -90,7 +92,7 @@ def moved(dossier: Dossier) -> Moved | None:
     worse, better = ([_told(d) for d in (*quality, *parts) if d.tone == tone] for tone in ("worse", "better"))
     for sentence, good in _running(dossier):
         (better if good else worse).append(sentence)
-    return Moved(tuple(worse), tuple(better), sum(part.low is not None for part in parts))
+    return Moved(tuple(worse), tuple(better), sum(part.low is not None for part in parts), documents_words(dossier))
 
 
 def override_words(dossier: Dossier) -> str:
@@ -250,6 +252,7 @@ def banner(dossier: Dossier) -> Markup:
     counts = Counter[str](gate.status for gate in decision.gates)
     counted = ", ".join(f"{counts[status]} {words}" for status, words in _COUNTED.items() if counts[status])
     lines = [f"Of {len(decision.gates)} gates {counted}."]
+    lines += [f"Gate {_gate_name(gate)}: {gate.mark}" for gate in decision.gates if gate.mark]
     lines += ["This is a first release: there is no champion to compare with, a person has to decide."] if decision.first_release else []
     opened = [foreign(f"{STATUS_WORDS[gate.status][1]}: {_gate_name(gate)}", 200) for gate in decision.open_gates()]
     return piece(PIECES, "banner", style, first, lines, opened)
@@ -271,7 +274,7 @@ def _gate_row(gate: GateResult) -> list[Cell]:
         gate_words(gate),
         STATUS_WORDS[gate.status],
         foreign(gate.slice or "", _NAME),
-        ("words", gate.reason),
+        ("words", gate.told),
         value,
         threshold,
         queries,
@@ -349,7 +352,8 @@ def _bounds(dossier: Dossier) -> str:
 
 def _said(dossier: Dossier, rivals: Rivals | None) -> str:
     if rivals is not None:
-        return f"Champion: {rivals.source}, {len(rivals.query_ids):,} judged queries. {dossier.compared.missing}"
+        told = (f"Champion: {rivals.source}, {len(rivals.query_ids):,} judged queries.", documents_words(dossier), dossier.compared.missing)
+        return " ".join(filter(None, told))
     if dossier.champion is None:
         return "There is no champion to compare with: this is a first release."
     return f"The champion cannot be compared query by query: it was evaluated on other judgements. {dossier.compared.missing}"

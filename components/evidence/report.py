@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from markupsafe import Markup
@@ -35,7 +36,8 @@ from components.evidence.quality_sections import (
     slices_plot,
     slices_section,
 )
-from components.release.manifest import REPORT_PAGE
+from components.release.completeness import other_models
+from components.release.manifest import REPORT_PAGE, ReleaseManifest
 from components.templates import page, piece
 from components.tracking.runs import PLOTS
 
@@ -113,12 +115,28 @@ def _origin(dossier: Dossier) -> Markup:
     manifest, summary = dossier.manifest, dossier.evaluation.summary
     rows = [[role.replace("_", " "), f"{pin.model}/{pin.version}", pin.digest] for role, pin in manifest.pins.items()]
     rows += [["data set", manifest.dataset.name, manifest.dataset.digest], ["evaluation", summary.split, manifest.evaluation.digest]]
+    started = {(base.name, base.digest): f"base of the {role.replace('_', ' ')}" for role, base in reversed(manifest.base_models.items())}
+    others = {(model.name, model.digest): what for node in manifest.lineage for what, model in other_models(node)}
+    rows += [[what, foreign(name, 120), digest] for used in (started, others) for (name, digest), what in used.items()]
     rows += [["vector space", "", manifest.space_id], ["configuration", "", digest_of(manifest.config)]]
     origin = manifest.provenance
     told = (
         f"Code revision {origin.get('code_revision', 'unknown')}{', with uncommitted changes' if origin.get('dirty') else ''}; flow run "
         f"{manifest.flow_run_id or 'unknown'} in MLflow; made by {origin.get('user') or 'nobody named'} (as the machine says)."
     )
+    told += "".join(f" {kept}" for kept in _kept_parts(manifest))
     config = piece(PIECES, "preformatted", json.dumps(manifest.config, indent=2, sort_keys=True))
     parts = table("What this candidate is made of", ("Part", "Version", "Digest"), rows)
     return section("origin", "Origin", parts, told, details("The whole configuration", config))
+
+
+def _kept_parts(manifest: ReleaseManifest) -> Iterator[str]:
+    """Of a refresh what earlier flows made, with their code and the person, in sentences."""
+    flows = {node.digest: node.flow_run_id for node in manifest.lineage}
+    for flow in dict.fromkeys(flows.get(pin.digest) for _, pin in manifest.pins.items()):
+        if flow is None:
+            continue
+        parts = " and ".join(role.replace("_", " ") for role, pin in manifest.pins.items() if flows.get(pin.digest) == flow)
+        known = manifest.earlier_flows.get(flow, {})
+        code, person = known.get("code_revision") or "not known", known.get("user") or "nobody named"
+        yield f"Kept from the earlier flow {flow}: {parts}; code revision {code}, made by {person}."

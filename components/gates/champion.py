@@ -95,7 +95,8 @@ def known_queries(evidence: GateInputs) -> frozenset[str] | None:
 
     None of them where it is not said of each, once, by a share: a query that is passed over would be judged in no slice.
     """
-    shares = None if evidence.values is None else _served(evidence.values)
+    table = _of_documents(evidence)
+    shares = None if table is None else _served(table, CHAMPION)
     if shares is None or not len(shares):
         return None
     asked = set(evidence.report.per_query["query_id"])
@@ -108,13 +109,29 @@ def known_queries(evidence: GateInputs) -> frozenset[str] | None:
 def among_shared(evidence: GateInputs) -> PairedScores | None:
     """Values of both among the documents that both hold, where the champion has some that the candidate lacks; None where it has none.
 
-    With fewer documents every query is easier, so a candidate that lost some is also compared on equal terms.
+    With fewer documents every query is easier, so a candidate that lost some is also compared on equal terms. Of no query where documents
+    are gone and nobody did.
     """
-    table = evidence.values
-    if table is None or not len(rows := table[table["metric"] == SHARED]):
-        return None
-    ours, theirs = (rows[rows["system"] == who].set_index("query_id")["value"].astype(float).sort_index() for who in (CANDIDATE, CHAMPION))
+    table = _of_documents(evidence)
+    rows = None if table is None else table[table["metric"] == SHARED]
+    if rows is None or not len(rows):
+        removed = evidence.comparison.removed if evidence.comparison else None
+        unsaid = not len(table) if table is not None else bool(removed)
+        nothing = evidence.report.per_query["value"].iloc[:0]
+        return PairedScores(nothing, nothing, "") if unsaid or (removed and table is not None and fully_served(table)) else None
+    ours, theirs = (_numbers(rows[rows["system"] == who]).sort_index() for who in (CANDIDATE, CHAMPION))
     return PairedScores(ours, theirs, "Both rank the documents alone that both hold.")
+
+
+def _of_documents(evidence: GateInputs) -> pd.DataFrame | None:
+    """Where it stands which documents each serves: with the values of one run, else apart."""
+    return evidence.shared if evidence.values is None else evidence.values
+
+
+def fully_served(table: pd.DataFrame) -> set[str]:
+    """Queries whose relevant documents both hold, each of them."""
+    ours, theirs = (_served(table, who) for who in (CANDIDATE, CHAMPION))
+    return {str(query) for query in ours[ours >= 1].index} & {str(query) for query in theirs[theirs >= 1].index}
 
 
 def _of_one_run(evidence: GateInputs, table: pd.DataFrame) -> PairedScores:
@@ -130,7 +147,7 @@ def _of_one_run(evidence: GateInputs, table: pd.DataFrame) -> PairedScores:
             f"In the comparison the candidate has a mean {METRIC} of {asked.mean():.4f}, in its evaluation {candidate.mean():.4f}: one of "
             f"both measured something else. {_ASK}"
         )
-    return PairedScores(candidate, champion, f"Both were asked in one run{_documents(comparison)}.{_lacking(_served(table))}")
+    return PairedScores(candidate, champion, f"Both were asked in one run{_documents(comparison)}.{_lacking(_served(table, CHAMPION))}")
 
 
 def _of_evaluations(evidence: GateInputs) -> PairedScores:
@@ -146,7 +163,8 @@ def _of_evaluations(evidence: GateInputs) -> PairedScores:
     champion = scores(baseline, "student", METRIC, "champion's ")
     candidate = scores(report, "student", METRIC)
     require_paired(candidate, champion)
-    return PairedScores(candidate, champion, "From the evaluations of both, which are about the same judgements.")
+    lacking = "" if evidence.shared is None else _lacking(_served(evidence.shared, CHAMPION))
+    return PairedScores(candidate, champion, f"From the evaluations of both, which are about the same judgements.{lacking}")
 
 
 def _why(evidence: GateInputs) -> str:
@@ -170,10 +188,16 @@ def _lacking(shares: pd.Series) -> str:
     return f" For {lacking:,} of the queries the champion lacks a relevant document, which counts against it." if lacking else ""
 
 
-def _served(table: pd.DataFrame) -> pd.Series:
-    """By query_id the share of the relevant documents that the champion serves; empty for comparisons of older versions."""
-    rows = table[(table["system"] == CHAMPION) & (table["metric"] == SERVED)]
-    return rows.set_index("query_id")["value"].astype(float)
+def _served(table: pd.DataFrame, who: str) -> pd.Series:
+    """By query_id the share of the relevant documents that one side serves; empty for comparisons of older versions."""
+    return _numbers(table[(table["system"] == who) & (table["metric"] == SERVED)])
+
+
+def _numbers(rows: pd.DataFrame) -> pd.Series:
+    """The values by query_id; what is no number becomes nan, which nothing passes by."""
+    import pandas as pd
+
+    return pd.to_numeric(rows.set_index("query_id")["value"], errors="coerce").astype(float)
 
 
 # --- Which slices of the queries the gates judge.
@@ -222,7 +246,10 @@ def _of_dimension(dimension: str, rows: pd.DataFrame, policy: PolicyConfig) -> I
     if small:
         others = frozenset[str]().union(*(slices[name] for name in small))
         none_is_judged = all(part.problem for part in alone)
-        name = small[0] if len(small) == 1 else f"{dimension}={OTHERS}"
+        together = f"{dimension}={OTHERS}"
+        while together in slices:  # a value of the data may read so
+            together += " together"
+        name = small[0] if len(small) == 1 else together
         yield part_of(name, others, policy, none_is_judged or dimension in policy.required_slices)
 
 
@@ -282,7 +309,12 @@ def champion_gates(evidence: GateInputs, policy: PolicyConfig) -> Iterator[GateR
 def _on_equal_terms(shared: PairedScores, evidence: GateInputs, policy: PolicyConfig) -> Outcome:
     import numpy as np
 
-    part = part_of(HELD_BY_BOTH, frozenset(shared.candidate.index), policy, required=True)
+    asked, table = frozenset(shared.candidate.index), _of_documents(evidence)
+    if not asked:
+        raise NotDecidable(f"The candidate lacks documents of the champion, and nobody compared both on those that both hold. {_ASK}")
+    if not asked <= set(evidence.report.per_query["query_id"]) or (table is not None and fully_served(table) - asked):
+        raise NotDecidable(f"What both reach on the documents that both hold is not there for every query, or for others too. {_ASK}")
+    part = part_of(HELD_BY_BOTH, asked, policy, required=True)
     if part.problem:
         return Outcome("not_decidable", part.problem, queries=len(part.query_ids))
     require_paired(shared.candidate, shared.champion)

@@ -43,6 +43,8 @@ def input_digests(evidence: GateInputs) -> dict[str, str]:
         found["baseline"] = _of_evaluation(evidence.baseline)
     if evidence.values is not None:
         found[VALUES] = _of_table(evidence.values)
+    if evidence.shared is not None:
+        found["shared_documents"] = _of_table(evidence.shared)
     sections: dict[str, BaseModel | None] = {"comparison": evidence.comparison, "facts": evidence.facts}
     return found | {name: digest_of(_content(section)) for name, section in sections.items() if section is not None}
 
@@ -78,13 +80,16 @@ def _content(section: BaseModel) -> object:
 
 def _of_table(table: pd.DataFrame) -> str:
     """Columns and values, whatever the order of the rows and however text is held in memory."""
+    import pandas as pd
+
     columns = sorted(table.columns)
     ordered = table.sort_values([name for name in columns if name != "value"], kind="stable")
     digest = hashlib.sha256()
     for name in columns:
         digest.update(f"{name}\n".encode())
         values = ordered[name]
-        digest.update(values.to_numpy("<f8").tobytes() if name == "value" else "\n".join(map(str, values)).encode())
+        as_numbers = name == "value" and pd.api.types.is_numeric_dtype(values)
+        digest.update(values.to_numpy("<f8").tobytes() if as_numbers else "\n".join(map(str, values)).encode())
     return digest.hexdigest()
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from components.artifacts import read_versioned, write_json
 from components.errors import ArtifactError
+from components.evaluation.table import CHOSEN_ON_DEV, DEV
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,6 +70,7 @@ def load_facts(folder: Path) -> Findings | None:
 # --- What a decision about a candidate rests on (`GateInputs`) and what it is made of (`GateResult`, `GateDecision`).
 
 
+OFF_DISTRIBUTION = "off_distribution_retention"
 Status = Literal["pass", "fail", "not_decidable", "first_release", "off"]
 Verdict = Literal["pass", "fail", "not_decidable"]
 
@@ -80,8 +82,9 @@ class GateInputs:
     A champion without a baseline is lost, and `lost` says why; its gates are not decidable.
 
     `comparison` holds the speed of candidate and champion from one run, `values` what both reached there on every judged query (query_id,
-    system, metric, value); `facts` what was found out besides measurements; `champion` is the version that `baseline` is of. What is None
-    was not looked at, and no gate that needs it passes.
+    system, metric, value); `facts` what was found out besides measurements; `champion` is the version that `baseline` is of. Where the two
+    were evaluated at different times there are no `values`, and `shared` says in the same columns which relevant documents each serves, and
+    what both reach among those that both hold. What is None was not looked at, and no gate that needs it passes.
     """
 
     report: Evaluation
@@ -91,6 +94,7 @@ class GateInputs:
     values: pd.DataFrame | None = None
     champion: int | None = None
     lost: str = ""
+    shared: pd.DataFrame | None = None
 
 
 class GateResult(BaseModel):
@@ -110,12 +114,23 @@ class GateResult(BaseModel):
     queries: int | None = None
     power: float | None = None
 
+    @property
+    def mark(self) -> str:
+        """What a gate of dev queries is worth, which decisions of older versions were made on and do not say; empty for all others."""
+        return f"NOT OFF THE DISTRIBUTION: {CHOSEN_ON_DEV}" if self.name == f"{OFF_DISTRIBUTION}[{DEV}]" else ""
+
+    @property
+    def told(self) -> str:
+        """The reason with its mark before it, as people are to read it."""
+        return " ".join(filter(None, (self.mark, self.reason)))
+
 
 class GateDecision(BaseModel):
     """All gates of a candidate. A first release may pass, but it was compared with no champion: a person has to look.
 
     `policy_version` and `policy_digest` name the policy, `inputs` maps evaluation, baseline, comparison, facts and comparison_values to the
-    digest of their content. Decisions of older versions have none of these, or were made without comparison_values.
+    digest of their content, that of a late approval shared_documents too. Decisions of older versions have none of these, or were made
+    without comparison_values.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

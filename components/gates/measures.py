@@ -28,6 +28,7 @@ BOOTSTRAP_SAMPLES = 2000
 TAIL_SAMPLES = 20  # resamples beyond an end of an interval, below which the end is a matter of luck
 BOOTSTRAP_SEED = 13  # fixed: the same report and policy always give the same decision, so it can be recomputed
 UNITS = "units"  # attribute of a series
+ROUNDING = 1e-9  # of a value that is a share
 SUMMARY_TOLERANCE = 1e-4  # absolute; a summary may be rounded to four digits, but not tell another story than its queries
 
 
@@ -116,18 +117,21 @@ def require_present(report: Evaluation, system: str) -> None:
 def values_per_query(table: pd.DataFrame, chosen: tuple[str, str], queries: int, where: str) -> pd.Series:
     """The values of (system, metric) in a table with query_id, system, metric, value, which must hold exactly `queries`."""
     import numpy as np
+    import pandas as pd
 
     system, metric = chosen
     rows = table[(table["system"] == system) & (table["metric"] == metric)] if len(table) else table
     if not len(rows):
         raise NotDecidable(f"The report has no {where}.")
-    values = rows.set_index("query_id")["value"].astype(float).sort_index()
+    values = pd.to_numeric(rows.set_index("query_id")["value"], errors="coerce").astype(float).sort_index()
     if not values.index.is_unique:
         raise NotDecidable(f"The report has more than one {where} for the same query.")
     if len(values) != queries:
         raise NotDecidable(f"The report has {where} for {len(values)} of {queries} judged queries.")
     if not np.isfinite(values.to_numpy()).all():
         raise NotDecidable(f"The {where} is not a number for {int((~np.isfinite(values)).sum())} queries.")
+    if not values.between(-ROUNDING, 1 + ROUNDING).all():
+        raise NotDecidable(f"The {where} is not a share between 0 and 1 for every query.")
     return values
 
 

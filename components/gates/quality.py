@@ -13,7 +13,7 @@ from components.evaluation.metrics import metric_words
 from components.evaluation.table import UNTRAINED
 from components.gates.champion import non_inferior
 from components.gates.config import PolicyConfig
-from components.gates.decision import GateResult, Status
+from components.gates.decision import OFF_DISTRIBUTION, GateResult, Status
 from components.gates.measures import (
     SUMMARY_TOLERANCE,
     NotDecidable,
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 KEPT = "recall@50"  # what retention is decided by; RETAINED are the two metrics that it is shown in
 TEACHER_WORTH = "teacher_worth"
+ENCODERS = ("student", "teacher")
+SPEED_TOLERANCE = 1e-3  # of the speed-up, for figures that were rounded
 
 
 def quality_gates(report: Evaluation, policy: PolicyConfig) -> Iterator[GateResult]:
@@ -92,7 +94,7 @@ def _retained(pair: tuple[pd.Series, pd.Series], stated: float | None, asked: fl
 
 def _off_distribution(report: Evaluation, policy: PolicyConfig) -> Iterator[GateResult]:
     """One gate for each extra split; what is asked for and was not measured cannot be decided."""
-    name, asked = "off_distribution_retention", policy.min_off_distribution_retention
+    name, asked = OFF_DISTRIBUTION, policy.min_off_distribution_retention
     measured = sorted(report.summary.extra)
     if asked is None:
         others = f" It was measured all the same, on {', '.join(measured)}." if measured else ""
@@ -125,7 +127,7 @@ def _of_split(report: Evaluation, policy: PolicyConfig, split: str, asked: float
         )
         return _retained((student, teacher), summary.retention.get(KEPT), asked, policy)
 
-    return gate("off_distribution_retention", asked, measure, split)
+    return gate(OFF_DISTRIBUTION, asked, measure, split)
 
 
 def _floor(report: Evaluation, policy: PolicyConfig, metric: str, floor: float) -> GateResult:
@@ -233,6 +235,10 @@ def _spread(report: Evaluation, policy: PolicyConfig) -> Outcome:
 
 def _speed_up(report: Evaluation, asked: float) -> Outcome:
     require_present(report, "teacher")
-    value = finite(mapping(report.summary.speed).get("speed_up"), "speed-up over the teacher")
+    speed = mapping(report.summary.speed)
+    value = finite(speed.get("speed_up"), "speed-up over the teacher")
+    own, rival = (finite(mapping(speed.get(who)).get("qps"), f"number of queries that the {who} encodes a second") for who in ENCODERS)
+    if rival <= 0 or abs(value - own / rival) > SPEED_TOLERANCE * value:
+        raise NotDecidable(f"The summary states a speed-up of {value:.2f}, but {own:,.1f} and {rival:,.1f} queries a second.")
     text = f"The student answers {value:.2f} times as many queries per second as the teacher; {asked:g} is asked."
     return Outcome(at_least(value, asked), text, value)

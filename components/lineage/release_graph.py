@@ -13,7 +13,7 @@ from components.errors import ScalingNoteError
 from components.promotion.approval import find_version, read_approval
 from components.release import reviewers
 from components.release.champion import CHAMPION, Record, candidate_model, record_of, release_model
-from components.release.completeness import BESIDE, DATA_KIND, OTHER_MODELS, VALIDATION_KIND, base_models_named_by, missing_lineage
+from components.release.completeness import BESIDE, DATA_KIND, VALIDATION_KIND, base_models_named_by, missing_lineage, other_models
 from components.release.manifest import FLOWS_SINCE, BaseModelPin, LineageNode, Pin, ReleaseManifest, load_release_of
 from components.release.open import recorded_digest
 from components.signing.statements import signed_by
@@ -341,11 +341,8 @@ class Ancestry:
         role = self.roles.get(entry.digest, "")
         for base in filter(None, (self.base_models.get(role), self.base_models.get(role + BESIDE))):
             yield base_model_node(base)
-        about = entry.attributes
-        for what in OTHER_MODELS:
-            if name := about.get(what):
-                commit, digest = about.get(f"{what}_revision"), str(about.get(f"{what}_digest") or "unknown")
-                yield base_model_node(BaseModelPin(name=str(name), digest=digest, revision=str(commit) if commit else None), what)
+        for what, model in other_models(entry):
+            yield base_model_node(model, what)
 
     def _contracts(self, entry: LineageNode) -> Iterator[Node]:
         """The contracts of data of an earlier release; those of the release's own data stand with it."""
@@ -396,7 +393,7 @@ def _details(opened: Opened, witness: Witness) -> dict[str, Any]:
         "release_type": manifest.release_type,
         "space_id": manifest.space_id,
         "verdict": manifest.decision.verdict,
-        "gates": [f"{gate.name} {gate.status}" for gate in manifest.decision.gates],
+        "gates": [f"{gate.name} {gate.status}{f' ({gate.mark})' if gate.mark else ''}" for gate in manifest.decision.gates],
         "first_release": manifest.decision.first_release,
         "baseline_version": manifest.baseline_version,
         "flow_run_id": manifest.flow_run_id,

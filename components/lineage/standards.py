@@ -28,8 +28,9 @@ from components.evaluation.report import Summary, load_summary
 from components.lineage.graph import Trace
 from components.lineage.release_graph import Opened, approvals, call_witness, moment, promotions, time_text, value_text
 from components.release.champion import CHAMPION, release_model, standing
-from components.release.completeness import BESIDE
-from components.release.manifest import EVALUATION_FOLDER, BaseModelPin, LineageNode, Pin
+from components.release.completeness import BESIDE, DATA_KIND, VALIDATION_KIND, other_models
+from components.release.manifest import EVALUATION_FOLDER, BaseModelPin, LineageNode, Pin, ReleaseManifest
+from components.release.open import ancestors
 from components.signing.keys import SigningKey, load_signing_key, trusted_keys
 from components.signing.statements import signed_by
 from components.tracking import labels
@@ -113,7 +114,9 @@ class _Bill:
     def _parts(self) -> dict[str, dict[str, Any]]:
         """By their reference, each once: one artifact may have two roles, as where both towers are one model."""
         bases = {_base_ref(base): base for base in self.opened.base_models.values()}
-        found = [*self._pinned(), *map(_base, bases.values()), *map(self._data, self._data_nodes()), *self._packages(), *self._platform()]
+        others = [_base(model, what) for node in self.nodes.values() for what, model in other_models(node)]
+        data = [*map(self._data, self._data_nodes()), *self._champions()]
+        found = [*self._pinned(), *map(_base, bases.values()), *others, *data, *self._packages(), *self._platform()]
         parts: dict[str, dict[str, Any]] = {}
         for part in found:
             known = parts.setdefault(part["bom-ref"], part)
@@ -184,7 +187,7 @@ class _Bill:
                 "version": str(pin.version),
                 "purl": _purl(pin),
                 "hashes": _hashes(pin.digest),
-                "authors": [{"name": self.builder}],
+                "authors": [{"name": str(self._flow_of(node).get("user") or "unknown")}],
             }
             facts = {"role": role.replace("_", " "), **(self._facts(node) if node else {})}
             if role == "index":
@@ -201,13 +204,15 @@ class _Bill:
 
     def _card(self, role: str, node: LineageNode | None) -> dict[str, Any]:
         base = self.opened.base_models.get(role)
+        # Of a part that a refresh kept it is not the data of the release.
+        trained_on = [n.digest for n in ancestors(self.manifest.lineage, [self.pins[role].digest]) if n.kind == DATA_KIND]
         static = node is not None and node.config.get("form") == "static"
         parameters = {
             "approach": {"type": "supervised"},
             "task": _TASKS[role],
             "architectureFamily": "static embeddings" if static else "transformer",
             **({"modelArchitecture": base.name} if base else {}),
-            **({"datasets": [{"ref": data}]} if (data := self.manifest.dataset.digest) in self.nodes else {}),
+            **({"datasets": [{"ref": data} for data in trained_on]} if trained_on else {}),
             "inputs": [{"format": "text"}],
             "outputs": [{"format": "vector of unit length, float32"}],
         }
@@ -219,7 +224,7 @@ class _Bill:
         """What was measured tells where the model may be used: nothing is said about other texts."""
         data, queries = self.manifest.dataset.name, self.manifest.evaluation.queries
         limit = f"Measured on {queries} judged queries of the split '{self.manifest.evaluation.split}' of '{data}' alone."
-        losses = [f"Gate {gate.name} is {gate.status}: {gate.reason}" for gate in self.manifest.decision.open_gates()]
+        losses = [f"Gate {gate.name} is {gate.status}: {gate.told}" for gate in self.manifest.decision.open_gates()]
         return {"useCases": [self._use()], "technicalLimitations": [limit], **({"performanceTradeoffs": losses} if losses else {})}
 
     def _use(self) -> str:
@@ -243,12 +248,25 @@ class _Bill:
             head["description"] = "Documents, queries and judgements as text, held against the contracts that are named here."
         return {**head, "data": about, "properties": _properties(facts)}
 
+    def _champions(self) -> Iterator[dict[str, Any]]:
+        """The release that this one was compared with, which has a bill of its own."""
+        name, version = release_model(self.opened.name), self.manifest.baseline_version
+        for digest in {node.parents[CHAMPION]: None for node in self.nodes.values() if CHAMPION in node.parents}:
+            told = {"role": "champion that it was compared with"}
+            head: dict[str, Any] = {"type": "application", "bom-ref": digest, "name": name, "hashes": _hashes(digest)}
+            yield {**head, **({} if version is None else {"version": str(version)}), "properties": _properties(told)}
+
     def _facts(self, node: LineageNode) -> dict[str, Any]:
         made: dict[str, Any] = {"kind": node.kind, "step": node.name, "run_id": node.run_id, "task_run_id": node.task_run_id}
         made["recorded_at"] = node.recorded_at
-        earlier = self.manifest.earlier_flows.get(node.flow_run_id or "", {})
+        earlier = self._flow_of(node) if node.flow_run_id else {}
         made |= {"flow_run_id": node.flow_run_id, **{key: earlier.get(key) for key in _CODE}, "found_finished": node.reused or None}
         return {**made, "config_digest": digest_of(node.config), **node.counts, **node.attributes}
+
+    def _flow_of(self, node: LineageNode | None) -> Mapping[str, Any]:
+        """What the flow ran on that made a part: a refresh keeps parts that others have made."""
+        earlier = node.flow_run_id if node else None
+        return self.manifest.earlier_flows.get(earlier, {}) if earlier else self.manifest.provenance
 
     def _packages(self) -> Iterator[dict[str, Any]]:
         for name, version in (self.manifest.provenance.get("packages") or {}).items():
@@ -270,17 +288,26 @@ class _Bill:
     def _dependencies(self) -> list[dict[str, Any]]:
         """The edges of the lineage; only what is a component here can be named, and each component once."""
         around = [part["bom-ref"] for part in (*self._packages(), *self._platform())]
-        heads = [*(pin.digest for pin in self.pins.values()), self.manifest.evaluation.digest, self.manifest.dataset.digest]
-        described = {*self.nodes, *(pin.digest for pin in self.pins.values())}
+        heads = [*(pin.digest for pin in self.pins.values()), *decided_on(self.manifest)]
+        described = {*self.nodes, *(pin.digest for pin in self.pins.values()), *(part["bom-ref"] for part in self._champions())}
         edges = {self.opened.artifact.digest: [*(head for head in heads if head in described), *around]}
         for role, base in self.opened.base_models.items():
             edges.setdefault(self.pins[role.removesuffix(BESIDE)].digest, []).append(_base_ref(base))
         for node in self.nodes.values():
             edges.setdefault(node.digest, []).extend(digest for digest in node.parents.values() if digest in described)
+            edges[node.digest] += [_base_ref(model) for _, model in other_models(node)]
         return [{"ref": ref, "dependsOn": [parent for parent in dict.fromkeys(parents) if parent != ref]} for ref, parents in edges.items()]
 
 
-def _base(base: BaseModelPin) -> dict[str, Any]:
+def decided_on(manifest: ReleaseManifest) -> list[str]:
+    """Digests of what the gates looked at beside the parts: the evaluation, the data, the comparison, and how the contracts were kept."""
+    data = manifest.dataset.digest
+    # A refresh also carries the validation of the data that its kept parts were made from.
+    own = [n for n in manifest.lineage if n.kind == "comparison" or (n.kind == VALIDATION_KIND and data in n.parents.values())]
+    return list(dict.fromkeys([manifest.evaluation.digest, data, *(node.digest for node in own)]))
+
+
+def _base(base: BaseModelPin, role: str = "base model") -> dict[str, Any]:
     head: dict[str, Any] = {"type": "machine-learning-model", "bom-ref": _base_ref(base), "name": base.name}
     if base.revision:
         model = "/".join(quote(part, safe="") for part in base.name.partition("@")[0].split("/"))
@@ -291,7 +318,7 @@ def _base(base: BaseModelPin) -> dict[str, Any]:
     licence = _LICENCES.get(base.name)
     if licence:
         head["licenses"] = [{"license": {"id": licence} if licence == "Apache-2.0" else {"name": licence}}]
-    facts = {"role": "base model", "digest": base.digest, "license": None if licence else "not declared"}
+    facts = {"role": role, "digest": base.digest, "license": None if licence else "not declared"}
     return {**head, "hashes": _hashes(base.digest), "properties": _properties(facts)}
 
 
@@ -395,7 +422,8 @@ class _Events:
         """A run that made one artifact, or several, as the training makes both towers."""
         outputs = {node.digest for node in made}
         inputs = dict.fromkeys(digest for node in made for digest in node.parents.values() if digest not in outputs)
-        bases = [_dataset("models", base.name, base.digest) for base in self._bases(outputs)]
+        used = {**self._bases(outputs), **{_base_ref(model): model for node in made for _, model in other_models(node)}}
+        bases = [_dataset("models", base.name, base.digest) for base in used.values()]
         flow = made[0].flow_run_id or self.manifest.flow_run_id or "flow"
         facets = {"parent": _facet("parent", run={"runId": _uuid(flow)}, job=self._job("release"))}
         if earlier := self.manifest.earlier_flows.get(flow):
@@ -412,8 +440,8 @@ class _Events:
         )
 
     def _release(self) -> dict[str, Any]:
-        """The flow's own run: the pinned parts and the evaluation in, the candidate out."""
-        used = [*(pin.digest for _, pin in self.manifest.pins.items()), self.manifest.evaluation.digest]
+        """The flow's own run: the pinned parts and what was decided on in, the candidate out."""
+        used = dict.fromkeys([*(pin.digest for _, pin in self.manifest.pins.items()), *decided_on(self.manifest)])
         facets = {
             "scalingnote_provenance": _own(**self.manifest.provenance),
             "scalingnote_configuration": _own(digest=digest_of(self.manifest.config), settings=labels.flatten(self.manifest.config)),
@@ -466,10 +494,9 @@ class _Events:
             made["facets"]["scalingnote_contracts"] = _own(contracts=data.contracts, sourceDigest=data.source_digest)
         return made
 
-    def _bases(self, outputs: Iterable[str]) -> list[Any]:
+    def _bases(self, outputs: Iterable[str]) -> dict[str, BaseModelPin]:
         pins = dict(self.manifest.pins.items())
-        found = {base.digest: base for role, base in self.opened.base_models.items() if pins[role.removesuffix(BESIDE)].digest in outputs}
-        return list(found.values())
+        return {_base_ref(b): b for role, b in self.opened.base_models.items() if pins[role.removesuffix(BESIDE)].digest in outputs}
 
     def _source(self, made: list[LineageNode]) -> list[dict[str, Any]]:
         sources = [str(node.attributes["source_digest"]) for node in made if node.attributes.get("source_digest")]

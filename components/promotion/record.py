@@ -1,7 +1,8 @@
 """What a promotion record says: the decision, made again where the champion has changed since; and records signed afterwards.
 
 A candidate is compared with the champion of its day. Approved late, it would replace another one, which may be better: then the gates
-decide again, on the candidate's evaluation and that of today's champion, both registered and digested. Speed alone is measured anew, by
+decide again, on the candidate's evaluation and that of today's champion, both registered and digested; where the candidate lacks documents
+also on those that both hold, by the rankings that lie there. Speed alone is measured anew, by
 whoever can open both: times of different runs say nothing about each other. The judged queries themselves lie with the data and not with
 a release, so a champion that was evaluated on other judgements is not asked here: the candidate has to be built again.
 
@@ -59,6 +60,8 @@ from components.tracking.promotion_records import FORGED, STRIKE, UNREADABLE
 from components.tracking.provenance import claimed_user
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from components.evaluation.champion_comparison import ComparisonSummary
     from components.release.reviewers import AuditedAction
     from components.tracking.registry import VersionInfo
@@ -83,21 +86,28 @@ class DatedDecision(NamedTuple):
 CompareAgain = Callable[[Path, int | None], DatedDecision]
 
 
-def decide_against(folder: Path, champion: int | None, comparison: ComparisonSummary | None = None, problem: str = "") -> DatedDecision:
+def decide_against(
+    folder: Path,
+    champion: int | None,
+    comparison: ComparisonSummary | None = None,
+    problem: str = "",
+    shared: pd.DataFrame | None = None,
+) -> DatedDecision:
     """Decide about the release in `folder` as if `champion` had been there when it was built.
 
     `comparison` holds their speeds if they were timed in one run, else `problem` says why they were not; what the candidate was built with
-    is about another champion. One that was deleted or whose files were changed leaves its gates undecided.
+    is about another champion. `shared` says what each of the two serves (see `values_of_runs`). One that was deleted or whose files were
+    changed leaves its gates undecided.
     """
     from components.evaluation.report import load_evaluation
 
     manifest = load_release(folder)
     gone = "" if champion is None else lost(manifest.name, champion)
     baseline = None if champion is None or gone else baseline_evaluation(manifest.name, champion)
-    facts = load_facts(folder)
+    report, facts = load_evaluation(folder / EVALUATION_FOLDER), load_facts(folder)
     if facts is not None:
         facts = facts.model_copy(update={"uncompared": "" if champion is None else _uncompared(champion, problem)})
-    evidence = GateInputs(load_evaluation(folder / EVALUATION_FOLDER), baseline, comparison, facts, champion=champion, lost=gone)
+    evidence = GateInputs(report, baseline, comparison, facts, champion=champion, lost=gone, shared=shared)
     return DatedDecision(champion, decide(evidence, recorded_policy(manifest.config)), comparison)
 
 
@@ -128,7 +138,7 @@ def require_decided(version: int, decisions: Sequence[DatedDecision], approval: 
         return
     if approval.override and (not stale or given_since(approval.override_at, records)):
         return
-    gates = " ".join(f"{gate.name}: {gate.reason}" for gate in last.decision.open_gates())
+    gates = " ".join(f"{gate.name}: {gate.told}" for gate in last.decision.open_gates())
     subject = f"{_stale(decisions[0].against, last.against)} Compared again, it" if stale else f"release/{version}"
     before = _why_older(records) if approval.override else ""
     raise PromotionError(

@@ -24,6 +24,7 @@ from components.release.manifest import (
     VALIDATION_FOLDER,
     Pin,
     ReleaseManifest,
+    evaluation_pin,
     load_release,
     load_release_of,
     require_report,
@@ -144,19 +145,40 @@ def _check_contents(report: _Report, store: Store, manifest: ReleaseManifest, fo
         report.run(role.replace("_", " "), partial(_pinned, store, role, pin, manifest))
     report.run("claims", lambda: _claims(store, manifest, folder))
     report.run("evaluation", lambda: _evaluation(folder, manifest))
-    report.run("validation", lambda: f"digest {verify(folder / VALIDATION_FOLDER).digest[:12]}")
+    report.run("validation", lambda: _validation(folder, manifest))
     report.run("evidence", lambda: _evidence(folder, manifest))
     report.run("packages", lambda: _packages(store, manifest))
 
 
+def _validation(folder: Path, manifest: ReleaseManifest) -> str:
+    """The validation is of the release's own data and contracts, and found as many broken rules as the gates were told."""
+    from components.data.validation import load_report
+
+    digest, report, facts = verify(folder / VALIDATION_FOLDER).digest, load_report(folder / VALIDATION_FOLDER), load_facts(folder)
+    if report.dataset_digest != manifest.dataset.digest:
+        raise ArtifactError(f"It is of the data {report.dataset_digest[:12]}, the release names {manifest.dataset.digest[:12]}.")
+    if {contract.name: contract.version for contract in report.contracts} != manifest.dataset.contracts:
+        raise ArtifactError("It checked other data contracts than the release names.")
+    found = len(report.errors), len(report.warnings)
+    told = (None, None) if facts is None else (facts.contract_errors, facts.contract_warnings)
+    if any(stated is not None and stated != count for stated, count in zip(told, found, strict=True)):
+        raise ArtifactError(f"It found {found[0]} errors and {found[1]} warnings, the gates were told {told[0]} and {told[1]}.")
+    return f"digest {digest[:12]}, {found[0]} errors and {found[1]} warnings"
+
+
 def _evidence(folder: Path, manifest: ReleaseManifest) -> str:
     """The reviewer's report is there, and the comparison with the champion is the one that the release was written with."""
+    from components.evaluation.summarize import differences_apart
+
     require_report(folder, manifest)
     written_with = open_artifact(folder).parents.get(COMPARISON_FOLDER)
     if written_with is None:
         return "no comparison: there was no champion, or it could not be asked"
     comparison = verify(folder / COMPARISON_FOLDER, written_with)
     _require_own_parts(comparison, manifest, "comparison")
+    summary = load_comparison(comparison.path)
+    if summary is not None and (apart := differences_apart(summary.metrics, load_values(comparison.path))):
+        raise ArtifactError(f"The comparison with the champion: {apart[0]}")
     return f"comparison digest {comparison.digest[:12]}"
 
 
@@ -256,9 +278,17 @@ def _contract(role: str, folder: Path, space_id: str) -> None:
 
 
 def _evaluation(folder: Path, manifest: ReleaseManifest) -> str:
-    """The report is the one that was decided on, and it measured what this release pins."""
+    """The report is the one that was decided on, it measured what this release pins, and its figures are those of its values."""
+    from components.evaluation.report import load_evaluation
+    from components.evaluation.summarize import figures_apart
+
     report = verify(folder / EVALUATION_FOLDER, manifest.evaluation.digest)
     _require_own_parts(report, manifest, "evaluation")
+    measured = load_evaluation(folder / EVALUATION_FOLDER)
+    if evaluation_pin(measured.summary, report.digest) != manifest.evaluation:
+        raise ArtifactError("The manifest states other figures, queries or judgements than the evaluation that it names.")
+    if apart := figures_apart(measured):
+        raise ArtifactError(f"{apart[0]} What a reviewer was shown is not what was measured.")
     return f"digest {report.digest[:12]}, {manifest.evaluation.queries} queries"
 
 

@@ -43,6 +43,15 @@ def base_models_named_by(manifest: ReleaseManifest) -> dict[str, BaseModelPin]:
     return base_models_of({role: registry.artifact_folder(pin.model, pin.version) for role, pin in pins.items()})
 
 
+def other_models(entry: LineageNode) -> Iterator[tuple[str, BaseModelPin]]:
+    """What part a model had that no encoder is made of, as `judge`, and the model; the digest is `unknown` where the lineage has none."""
+    about = entry.attributes
+    for what in OTHER_MODELS:
+        if name := about.get(what):
+            commit, digest = about.get(f"{what}_revision"), str(about.get(f"{what}_digest") or "unknown")
+            yield what, BaseModelPin(name=str(name), digest=digest, revision=str(commit) if commit else None)
+
+
 # --- Whether encoders and index belong to one vector space, by what each of them states and by the contract that the space is named
 # --- after.
 

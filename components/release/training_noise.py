@@ -1,4 +1,6 @@
-"""Training noise: how far trainings that differ in nothing but their seeds lie apart, from a study or from the retriever's own candidates.
+"""Training noise: how far trainings of one configuration, data set and base models lie apart by their seeds.
+
+It is known from a study, or from the retriever's own candidates.
 
 The intervals of a release are about its queries. That another seed would have given another student stands in none of them, so a release
 says beside its differences how large that noise is for its kind of training, or that nobody knows.
@@ -17,6 +19,7 @@ from components import settings
 from components.artifacts import digest_of, read_json, write_json
 from components.errors import ArtifactError, ModelError
 from components.evaluation.metrics import RETAINED, metric_words
+from components.release.completeness import other_models
 from components.release.manifest import ReleaseManifest, load_release
 from components.tracking import registry
 from components.tracking.store import TrackingError
@@ -48,8 +51,8 @@ class TrainingNoise(BaseModel):
         """One or two sentences."""
         spread = ", ".join(f"{value:.4f} in {metric_words(metric)}" for metric, value in sorted(self.spread.items()))
         return (
-            f"Training noise: {len(self.seeds)} trainings that differ in their seeds alone spread by {spread} (standard deviation; "
-            f"{self.source}). The intervals hold the noise of the queries, not this."
+            f"Training noise: {len(self.seeds)} trainings of the same settings, data and base models with other seeds spread by {spread} "
+            f"(standard deviation; {self.source}). The intervals hold the noise of the queries, not this."
         )
 
 
@@ -74,7 +77,7 @@ def short_words_on(noise: TrainingNoise | None, release_type: str) -> str:
     if noise is None:
         return "this is one training, and how far another seed would lead is not known"
     spread = " and ".join(f"{value:.3f} in {metric_words(metric)}" for metric, value in sorted(noise.spread.items()))
-    return f"{len(noise.seeds)} trainings that differ in their seeds alone spread by {spread}"
+    return f"{len(noise.seeds)} trainings of the same settings with other seeds spread by {spread}"
 
 
 def kind_of(config: Mapping[str, Any], dataset: str, document_tower: str = "") -> str:
@@ -137,8 +140,10 @@ def _of_candidates(manifest: ReleaseManifest, kind: str) -> TrainingNoise | None
     """This release and those candidates of the retriever that were trained as it was, but with other seeds."""
     found: dict[tuple[int, int], tuple[str, ReleaseManifest]] = {_seeds(manifest): ("this one", manifest)}
     for version, other in _candidates(manifest.name):
-        if _kind(other) == kind and other.evaluation.judgements_digest == manifest.evaluation.judgements_digest:
-            found.setdefault(_seeds(other), (f"candidate/{version}", other))
+        same = _kind(other) == kind and other.evaluation.judgements_digest == manifest.evaluation.judgements_digest
+        if same and _models(other) == _models(manifest):
+            elsewhere = "" if _made_with(other) == _made_with(manifest) else " by other code or another machine"
+            found.setdefault(_seeds(other), (f"candidate/{version}{elsewhere}", other))
     return measured(kind, {seeds: (name, _means(other)) for seeds, (name, other) in found.items()})
 
 
@@ -163,6 +168,16 @@ def _candidates(name: str) -> Iterator[tuple[int, ReleaseManifest]]:
             yield version, load_release(registry.artifact_folder(model, version))
         except (ArtifactError, ModelError, TrackingError):  # one that was deleted or damaged says nothing
             continue
+
+
+def _models(manifest: ReleaseManifest) -> dict[str, str]:
+    """Weights that a training starts from, and of models that take part in it: their names stand in the settings, not what lay there."""
+    others = {what: model.digest for node in manifest.lineage for what, model in other_models(node)}
+    return {**{role: base.digest for role, base in manifest.base_models.items()}, **others}
+
+
+def _made_with(manifest: ReleaseManifest) -> tuple[Any, Any]:
+    return manifest.provenance.get("code_digest"), manifest.provenance.get("machine")
 
 
 def _seeds(manifest: ReleaseManifest) -> tuple[int, int]:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from components.errors import PromotionError, ScalingNoteError, lack_behind
-from components.evaluation.champion_comparison import ANSWER_DEPTH, CANDIDATE, CHAMPION, ComparisonSummary
+from components.evaluation.champion_comparison import ANSWER_DEPTH, CANDIDATE, CHAMPION, ComparisonSummary, values_of_runs
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.speed import Timed, describe_machine, measure_speeds
 from components.gates.policy import recorded_policy
+from components.index.rows import read_rows
+from components.lineage.graph import checked_index
 from components.promotion.record import DatedDecision, decide_against
 from components.release.champion import release_model
-from components.release.manifest import ReleaseManifest, SmokeQuery, load_release
+from components.release.manifest import EVALUATION_FOLDER, ReleaseManifest, SmokeQuery, load_release
 from components.serving.answer_log import logged_queries
 from components.serving.loader import open_retriever
 from components.serving.retriever import Retriever
 from components.tracking import registry
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SMOKE_QUERIES = 8
 DEPTH = 10
@@ -54,17 +60,18 @@ LOGGED = 200  # the newest queries of the log that both are asked, beside their 
 
 
 def compare_again(folder: Path, champion: int | None) -> DatedDecision:
-    """`decide_against`, with both releases opened, timed in turns and their documents compared here and now if the policy asks for it.
+    """`decide_against`, with the documents of both compared, and both opened and timed in turns here and now if the policy asks for it.
 
     One that cannot be opened leaves these gates undecided, with the reason: a reviewer can still let the release through.
     """
+    if champion is None:
+        return decide_against(folder, champion)
     manifest = load_release(folder)
     policy = recorded_policy(manifest.config)
     asked = (policy.max_p95_ratio, policy.min_qps_ratio, policy.max_removed_share)
-    if champion is None or all(limit is None for limit in asked):
-        return decide_against(folder, champion)
     try:
-        return decide_against(folder, champion, time_both(manifest, champion))
+        measured = None if all(limit is None for limit in asked) else time_both(manifest, champion)
+        return decide_against(folder, champion, measured, shared=values_of_both(manifest, folder, champion))
     except ScalingNoteError as error:
         if lack_behind(error):  # of this machine, and no fault of either release
             raise
@@ -94,6 +101,15 @@ def time_both(manifest: ReleaseManifest, champion: int) -> ComparisonSummary:
         answer_depth=ANSWER_DEPTH,
         machine=describe_machine(),
     )
+
+
+def values_of_both(manifest: ReleaseManifest, folder: Path, champion: int) -> pd.DataFrame | None:
+    """`values_of_runs` of the release in `folder` and of version `champion`; raises ArtifactError when a part is missing or changed."""
+    other_folder = registry.artifact_folder(release_model(manifest.name), champion)
+    rows = {
+        name: read_rows(checked_index(found.pins.index)) for name, found in ((CANDIDATE, manifest), (CHAMPION, load_release(other_folder)))
+    }
+    return values_of_runs({CANDIDATE: folder / EVALUATION_FOLDER, CHAMPION: other_folder / EVALUATION_FOLDER}, rows)
 
 
 def _timed(retriever: Retriever) -> Timed:

@@ -4,7 +4,8 @@ The envelope is that of https://github.com/secure-systems-lab/dsse (v1), the sta
 other tools can check them and sign them too. Beside each of our signatures stands the public key: without a trusted key nobody is proven
 by it, but that the signature was not changed still is.
 
-A release's signature lies beside its `manifest.json` (SLSA provenance v1: the pins as subjects, data and code as what it was made from).
+A release's signature lies beside its `manifest.json` (SLSA provenance v1: the pins as subjects; data, code and models as what it
+was made from).
 A record carries its own: over all it says but the signature and the digest that the chain adds. As every record names the digest of the
 one before it, a signed record vouches for all before it.
 """
@@ -13,10 +14,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from components.artifacts import (
     MANIFEST,
@@ -32,7 +35,7 @@ from components.artifacts import (
 )
 from components.errors import ArtifactError
 from components.release.champion import standing
-from components.release.manifest import ReleaseManifest, load_release
+from components.release.manifest import BaseModelPin, ReleaseManifest, load_release
 from components.release.reviewers import require_entry, require_logged_heads
 from components.signing.keys import SigningKey, TrustedKey, key_id, load_signing_key, trusted_keys, usable_key
 from components.tracking.promotion_records import FORGED, STRIKE, struck_out
@@ -340,12 +343,18 @@ def _record_claim(record: Record) -> Claim:
 def _provenance(manifest: ReleaseManifest) -> dict[str, Any]:
     """SLSA provenance: how and from what the release was built, without times, so that signing again gives the same bytes."""
     known = manifest.provenance
-    revision = known.get("code_revision")
-    code = {"gitCommit": None if revision == "unknown" else revision, "sha256": known.get("code_digest")}
     materials: list[dict[str, Any]] = [{"name": manifest.dataset.name, "digest": {"sha256": manifest.dataset.digest}}]
-    materials.append({"name": "code", "digest": {kind: value for kind, value in code.items() if value}})
+    materials.append({"name": "code", "digest": _code(known)})
+    # A refresh keeps parts that the code of earlier flows has made, of their data.
+    earlier = sorted((flow, code) for flow, about in manifest.earlier_flows.items() if (code := _code(about)))
+    materials += [{"name": f"code of the earlier flow {flow}", "digest": code} for flow, code in earlier]
     if lock := known.get("lock_digest"):
         materials.append({"name": "requirements.lock", "digest": {"sha256": lock}})
+    if source := manifest.dataset.source_digest:
+        materials.append({"name": f"{manifest.dataset.name}: files", "digest": {"sha256": source}})
+    former = sorted({(n.name, n.digest) for n in manifest.lineage if n.kind == "dataset" and n.digest != manifest.dataset.digest})
+    materials += [{"name": name, "digest": {"sha256": digest}} for name, digest in former]
+    materials += _models(manifest)
     definition = {
         "buildType": f"urn:scalingnote:{manifest.release_type}:v1",
         "externalParameters": {"config_digest": digest_of(manifest.config)},
@@ -353,3 +362,26 @@ def _provenance(manifest: ReleaseManifest) -> dict[str, Any]:
     }
     details = {"builder": {"id": "urn:scalingnote:flow"}, "metadata": {"invocationId": manifest.flow_run_id or ""}}
     return {"buildDefinition": definition, "runDetails": details}
+
+
+def _code(known: Mapping[str, Any]) -> dict[str, str]:
+    """Revision and digest of the code that a flow ran, as far as they are known."""
+    revision = known.get("code_revision")
+    code = {"gitCommit": None if revision == "unknown" else revision, "sha256": known.get("code_digest")}
+    return {kind: value for kind, value in code.items() if value}
+
+
+def _models(manifest: ReleaseManifest) -> list[dict[str, Any]]:
+    """The published models that encoders started from, and those that judged or wrote queries, each once."""
+    from components.release.completeness import other_models
+
+    used = [*manifest.base_models.values(), *(model for node in manifest.lineage for _, model in other_models(node))]
+    found = {(model.name, model.digest): model for model in used}
+    return [_model(found[key]) for key in sorted(found)]
+
+
+def _model(model: BaseModelPin) -> dict[str, Any]:
+    """As in-toto names a resource: by a digest, else by an address that says no more than the name."""
+    digests = {"sha256": model.digest} if re.fullmatch("[0-9a-f]{64}", model.digest) else {}
+    digests |= {"gitCommit": model.revision} if model.revision else {}
+    return {"name": model.name, **({"digest": digests} if digests else {"uri": f"urn:scalingnote:model:{quote(model.name, safe='')}"})}

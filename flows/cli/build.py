@@ -209,7 +209,7 @@ def report_of(result: CandidateResult) -> str:
     from components.release.manifest import load_release
 
     summary = _summary_of(result)
-    gates = [f"  {gate.status:<14} {one_line(f'{gate.name}: {gate.reason}')}" for gate in result.gates]  # a slice's name is the data's
+    gates = [f"  {gate.status:<14} {one_line(f'{gate.name}: {gate.told}')}" for gate in result.gates]  # a slice's name is the data's
     verdict = first_line(f"Gates of {result.candidate}: {result.verdict}", summary)
     titles = held_out_titles(load_release(Path(result.folder)))
     return "\n".join([render_table(summary), *([titles] if titles else []), "", verdict, *gates])

@@ -347,7 +347,7 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
     from components.studies.report import LEVEL, verdict
 
     others = [row for row in frame.to_dict("records") if row["system"] != STUDENT]
-    standing = [f"{verdict(row, STUDENT, 'nDCG@10')} {row['system']}" for row in others]
+    standing = {m: ", ".join(f"{verdict(row, STUDENT, m)} {row['system']}" for row in others) for m in ("nDCG@10", "R@50")}
     return [
         about_queries(next(iter(results.values())), config),
         about_seeds(results),
@@ -355,7 +355,7 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
         _equal(config),
         *left_out(config),
         *(_about_costs(results[COST], config) if COST in results else []),
-        f"In nDCG@10, by p below {LEVEL:g} after Holm's correction, the student is {', '.join(standing)}.",
+        *(f"In {metric}, by p below {LEVEL:g} after Holm's correction, the student is {found}." for metric, found in standing.items()),
     ]
 
 

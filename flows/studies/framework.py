@@ -331,11 +331,14 @@ def plot_changes(frame: pd.DataFrame, path: Path, title: str) -> None:
 
 
 def decided_note(frame: pd.DataFrame) -> str:
-    """Which differences are apart from zero, of those that may be claimed."""
+    """Which differences are apart from zero, of those that may be claimed, in both metrics: a gain in one may be a loss in the other."""
     from components.studies.report import CLAIM, LEVEL, NO_CLAIM, apart
 
     rows = frame.to_dict("records")
     compared = [row for row in rows if row["system"] != BASE and row.get(CLAIM) != NO_CLAIM]
     silent = f" {NO_CLAIM[0].upper()}{NO_CLAIM[1:]} ({len(rows) - 1 - len(compared)} cells)." if len(compared) < len(rows) - 1 else ""
-    found = [str(row["system"]) for row in compared if apart(row, SHOWN[1])]
-    return f"nDCG@10 apart from the base's (p below {LEVEL:g} by Holm over the whole table): {', '.join(found) or 'none'}.{silent}"
+    found = []
+    for column in SHOWN:
+        signs = [f"{row['system']} ({'above' if row[column] > 0 else 'below'})" for row in compared if apart(row, column)]
+        found.append(f"in {column.removeprefix('over base ')} {', '.join(signs) or 'none'}")
+    return f"Apart from the base (p below {LEVEL:g} by Holm over the whole table): {'; '.join(found)}.{silent}"

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from components.artifacts import open_artifact
+from components.artifacts import open_artifact, read_json, seal, write_json
 from components.errors import ArtifactError, ConfigError, PromotionError
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.report import load_evaluation
@@ -267,3 +267,26 @@ def test_a_candidate_that_could_not_be_registered_is_refused_before_it_is_built(
     for change in changes:
         with pytest.raises((ConfigError, ArtifactError), match=r"no YAML file with a policy|is named 'elsewhere' now"):
             change()
+
+
+@pytest.mark.parametrize("part", ["evaluation", "validation"])
+def test_a_report_that_states_what_was_not_found_is_shown_and_not_promoted(world: World, part: str) -> None:
+    """The trainer writes the evidence: a retention and a speed-up that no value gives, or broken rules that the gates hear nothing of."""
+    number = world.candidate()
+    folder = world.root / "1" / "candidate"
+    content = read_json(folder / part / "report.json")
+    if part == "evaluation":
+        content["speed"]["speed_up"], content["retention"]["ndcg@10"] = 90.0, 1.0
+    else:
+        rule = {"contract": "documents", "version": "1.0.0", "table": "documents", "rule": "r", "severity": "error", "requirement": "R."}
+        content["results"] = [{**rule, "passed": False, "count": 3, "checked": 9}]
+    write_json(folder / part / "report.json", content)
+    known = open_artifact(folder / part)
+    digest = seal(folder / part, known.kind, counts=known.counts, parents=known.parents, attributes=known.attributes).digest
+    rewrite(folder, lambda manifest: manifest["evaluation"].update(digest=digest) if part == "evaluation" else None)
+    world.tracking.models[f"{NAME}-candidate"][0].tags["scalingnote.digest"] = open_artifact(folder).digest
+    failed = {check.name: check.detail for check in verify_release(NAME, "candidate/1") if not check.ok}
+    assert ("retention of ndcg@10" if part == "evaluation" else "It found 1 errors and 0 warnings") in failed[part]
+    approve(NAME, number, "Ada")
+    with pytest.raises(PromotionError, match="does not verify, nothing was changed"):
+        promote(NAME, no_smoke)

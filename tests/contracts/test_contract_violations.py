@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from functools import lru_cache
@@ -90,6 +91,15 @@ BROKEN: dict[str, tuple[Change, str, int, str]] = {
         2,
         "there is no doc_id 'd151', but there is '\\u200bd151' where this is 'd151': they look the same and are other characters",
     ),
+    "id that lost its leading zeros, or became a decimal number": (
+        lambda folder: (
+            write_rows(folder / "corpus.jsonl", [*documents(), *({"_id": name, "text": "more"} for name in ("007", "8"))]),
+            write_lines(folder / "qrels" / "train.tsv", [*qrels("train"), "q1\t7\t1", "q2\t8.0\t1"]),
+        ),
+        "doc_id.references",
+        2,
+        "there is no doc_id '8.0', but there is '8': they are one number, written otherwise",
+    ),
     "id with a blank within": (changed_rows("corpus.jsonl", documents(), row250={"_id": "d 250"}), "doc_id.no_spaces", 1, "doc_id 'd 250'"),
     "id with a blank at its end": (
         changed_rows("queries.jsonl", queries(), row150={"_id": "q150 "}),
@@ -111,7 +121,7 @@ def test_data_that_breaks_nothing_is_accepted(tmp_path: Path) -> None:
     validation = check(write_folder(tmp_path / "data"))
     assert validation.attributes["passed"] is True
     assert (validation.attributes["errors"], validation.attributes["warnings"]) == (0, 0)
-    assert validation.attributes["contracts"] == "documents 1.1.0, judgements 1.0.0, queries 1.3.0"
+    assert validation.attributes["contracts"] == "documents 1.1.0, judgements 1.0.0, queries 1.4.0"
     assert validation.counts["rules"] > 60
     verify(validation.path)
     require_valid(validation)
@@ -151,7 +161,20 @@ def test_equal_documents_long_texts_and_further_leaks_only_warn(tmp_path: Path) 
     assert found["documents.duplicate_content"].count == 2
     assert found["text.long"].offenders[0].ids == {"doc_id": "d5"}
     assert str(found["leakage.further_splits_in_train.normalised"].offenders[0]) == "query_id 'q2': same text as q2 in train"
+    assert "leakage.further_splits_in_dev.normalised" not in found and "leakage.further_splits_in_test.normalised" not in found
     assert str(found["leakage.test_in_unlabelled.normalised"].offenders[0]) == "query_id 'u1': same text as q141 in test"
+
+
+def test_a_further_split_that_repeats_dev_or_test_queries_is_warned_of(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "data")
+    dev, test = ((folder / "qrels" / f"{split}.tsv").read_text().splitlines()[1].split("\t")[0] for split in ("dev", "test"))
+    write_lines(folder / "qrels" / "others.tsv", [f"{dev}\td2\t1", f"{test}\td2\t1"])
+    texts = {row["_id"]: row["text"] for row in map(json.loads, (folder / "queries.jsonl").read_text().splitlines())}
+    write_rows(folder / "queries_unlabelled.jsonl", [{"_id": "u1", "text": texts[dev].upper()}])
+    found = warnings(folder)
+    assert str(found["leakage.further_splits_in_dev.normalised"].offenders[0]) == f"query_id '{dev}': same text as {dev} in dev"
+    assert str(found["leakage.further_splits_in_test.normalised"].offenders[0]) == f"query_id '{test}': same text as {test} in test"
+    assert str(found["leakage.dev_in_unlabelled.normalised"].offenders[0]) == f"query_id 'u1': same text as {dev} in dev"
 
 
 def with_contract(tmp_path: Path, name: str, change: Callable[[dict[str, Any]], object]) -> Path:

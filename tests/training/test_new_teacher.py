@@ -91,7 +91,12 @@ def mapped(data: Any, tmp_path: Path, towers: dict[str, EncoderArtifact], old: n
     folder = tmp_path / "mapped"
     folder.mkdir()
     inputs = MapInputs(data, towers["query_tower"], towers["document_tower"], index)
-    return map_query_tower(inputs, config, lambda _index, _vectors, ids: (old, exact(old, list(ids))), folder)
+    whole = load_dataset(data.path).documents["doc_id"].tolist()
+
+    def opened(_index: Any, _vectors: Any, ids: Any) -> Any:
+        return old[[whole.index(doc_id) for doc_id in ids]], exact(old, whole)
+
+    return map_query_tower(inputs, config, opened, folder)
 
 
 def test_a_rotation_is_found_exactly_and_a_strong_ridge_shrinks_the_map() -> None:
@@ -144,6 +149,26 @@ def test_the_mapped_tower_answers_in_the_space_of_the_index(data: Any, tmp_path:
     assert own >= through > 2 * random
     # The tower that was mapped is as it was.
     assert load_contract(towers["query_tower"].path)[0].map_digest is None
+
+
+def test_of_the_index_only_the_vectors_that_the_map_is_learned_from_are_read(
+    data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, asked = load_dataset(data.path), list[str]()
+    whole, old = dataset.documents["doc_id"].tolist(), directions(64, OLD)
+
+    def opened(_index: Any, _vectors: Any, ids: Any) -> Any:
+        asked.extend(ids)
+        return old[[whole.index(doc_id) for doc_id in ids]], exact(old, whole)
+
+    few = CONFIG.model_copy(update={"map_documents": 50})
+    towers, folder = towers_of(tmp_path / "towers"), tmp_path / "mapped"
+    folder.mkdir()
+    monkeypatch.setattr("components.distillation.new_teacher._judged", lambda _data, _config: {"a query": whole[:2]})
+    inputs = MapInputs(data, towers["query_tower"], towers["document_tower"], index_of(tmp_path / "index"))
+    map_query_tower(inputs, few, opened, folder)
+    chosen = sampled(dataset, dev_set(dataset, lambda vectors, k: []), few)
+    assert sorted(asked) == sorted({*(whole[row] for row in chosen), *whole[:2]}) and len(asked) < len(whole)
 
 
 def test_a_map_that_was_changed_or_is_gone_is_refused(data: Any, tmp_path: Path) -> None:

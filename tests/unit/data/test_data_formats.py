@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from components.data.config import DataConfig
 from components.data.dataset import RawTables
-from components.data.delimited import read_qrels
+from components.data.delimited import read_documents, read_qrels
 from components.data.layout import locate
 from components.data.sources import read_source
 from components.errors import DataError
@@ -244,6 +244,16 @@ def test_a_quoted_cell_may_hold_the_separator_and_a_line_break(tmp_path: Path) -
     found = read(folder).documents
     assert found.iloc[0].to_dict() == {"doc_id": "d0", "title": "one, two", "text": rows[0][2], "metadata": "{}"}
     assert len(found) == 260
+
+
+def test_a_comma_within_a_columns_name_does_not_part_a_file_of_semicolons(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "data")
+    (folder / "corpus.jsonl").unlink()
+    rows = [[row["_id"], row["title"], row["text"], "x"] for row in documents()]
+    (folder / "corpus.csv").write_text(csv_text(["_id", "title", "text", "note, long"], rows, ";"))
+    assert len(read(folder).documents) == 260
+    (folder / "corpus.csv").write_text("_id,text\r0,a\r1,b\r")  # the line ends of old Macs
+    assert read_documents(folder / "corpus.csv")["text"].tolist() == ["a", "b"]
 
 
 def qrels_of(path: Path, *lines: str) -> list[tuple[str, str, int]]:

@@ -51,6 +51,18 @@ def test_validation_is_taken_for_dev_and_that_is_said(folder: Path, name: str) -
     assert remarks(folder) == ("" if name == "DEV.TSV" else f"data: qrels/{name} is read as the split dev.")
 
 
+@pytest.mark.parametrize("name", ["qrels.{}.tsv", "{}.qrels", "qrels_{}.tsv", "{}-qrel.tsv"])
+def test_the_word_qrels_in_a_files_name_makes_no_further_split(folder: Path, name: str) -> None:
+    """As TREC and MS MARCO name them: dev would be held out of train, and the file's own queries a split that nobody asked for."""
+    for split in ("train", "dev", "test"):
+        (folder / "qrels" / f"{split}.tsv").rename(folder / "qrels" / name.format(split))
+    tables = read_source(DataConfig(source=str(folder)))
+    assert set(tables.judgements["split"]) == {"train", "dev", "test"} and "dev_held_out_of_train" not in tables.notes
+    told = "qrels/qrels.test.tsv is read as the split test."
+    assert (told in remarks(folder)) == name.startswith("qrels.")
+    assert split_of("qrels.far") == "qrels.far"
+
+
 def test_dev_and_validation_together_are_refused(folder: Path) -> None:
     write_lines(folder / "qrels" / "validation.tsv", qrels("dev"))
     assert "holds the split 'dev' twice: dev.tsv and validation.tsv" in refused(folder)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from components.data.dataset import Dataset
-from components.data.left_out import SEEN_FILE, load_seen, require_unseen, seen_queries, write_seen
+from components.data.left_out import SEEN_FILE, load_seen, require_other_queries, require_unseen, seen_queries, write_seen
 from components.errors import ArtifactError, DataError
 
 
@@ -73,3 +73,11 @@ def test_without_a_train_query_the_list_is_empty(tmp_path: Path) -> None:
     found = load_seen(tmp_path)
     assert found is not None and len(found) == 0
     require_unseen(BEFORE, ["test"], found, "r")
+
+
+def test_a_further_split_of_dev_or_test_queries_under_another_name_is_no_other_queries() -> None:
+    given = data(train=["x"], dev=["Heart attack"], test=["fever", "cough"], others=["sore throat", "heart  ATTACK?"], mine=["pain"])
+    require_other_queries(given, ["mine"], ["dev", "test"])
+    require_other_queries(given, ["others"], ["test", "absent"])
+    with pytest.raises(DataError, match="1 of 2 judged queries of the split 'others' are queries of 'dev' but for case and punctuation"):
+        require_other_queries(given, ["mine", "others"], ["dev", "test"])

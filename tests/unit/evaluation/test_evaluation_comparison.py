@@ -17,15 +17,20 @@ from components.evaluation.champion_comparison import (
     SHARED,
     SHOWN,
     SIDE_BY_SIDE_FILE,
+    STUDENT_RUN,
     ComparisonPlan,
     Side,
     compare_in_one_run,
     load_comparison,
     load_tables,
     load_values,
+    values_of_runs,
 )
 from components.evaluation.config import EvaluationConfig
+from components.evaluation.metrics import QRELS, per_query_metrics, write_trec_qrels, write_trec_run
 from components.evaluation.rankers import DenseRanker
+from components.evaluation.report import Evaluation, write_report
+from components.evaluation.summarize import summarize
 from components.evaluation.units import JudgedSplit, Units
 from components.index.search import index_in_memory
 from tests.encoders import WORDS, WordEncoder
@@ -162,6 +167,45 @@ def test_documents_that_are_gone_are_counted_and_both_are_compared_on_what_both_
     assert sorted(shared.index) == ["apple", "bread", "eggs"]  # nobody can find the documents of the others on both sides
     assert shared["candidate"].tolist() == [1.0, 1.0, 1.0]  # the new document is left out as well
     assert shared["champion"].loc["eggs"] == 1.0 and (shared["champion"].loc[["apple", "bread"]] < 1).all()
+
+
+def evaluated(side: Side, asked: JudgedSplit, folder: Path, depth: int = 100) -> Path:
+    """What an evaluation of the side leaves in its folder."""
+    folder.mkdir()
+    found = asked.rankings(side.ranker.rank(asked.texts, depth), depth)
+    write_trec_run(folder / STUDENT_RUN, found, "student")
+    write_trec_qrels(folder / QRELS, asked.judgements)
+    scores = pd.concat([per_query_metrics(asked.judgements, found).assign(system="student")], ignore_index=True)
+    summary = summarize(scores, asked, len(side.titles), CONFIG.model_copy(update={"depth": depth}))
+    write_report(folder, Evaluation(summary, scores[["query_id", "system", "metric", "value"]]))
+    return folder
+
+
+def test_rankings_that_two_evaluations_wrote_down_say_of_what_both_hold_what_one_run_says(tmp_path: Path) -> None:
+    fewer = {doc_id: text for doc_id, text in RIGHT.items() if doc_id not in ("d-cheese", "d-dates")} | {"d-new": "eggs"}
+    asked, sides = judged({word: f"d-{word}" for word in WORDS[:5]}), {"candidate": contender(fewer), "champion": contender(CHAMPION)}
+    compare_in_one_run(ComparisonPlan(sides["candidate"], sides["champion"], 3, asked), CONFIG, {}, tmp_path / "run")
+    folders = {name: evaluated(side, asked, tmp_path / name) for name, side in sides.items()}
+    rows = {name: side.ranker.index.rows for name, side in sides.items()}
+    found, wanted = values_of_runs(folders, rows), load_values(tmp_path / "run")
+    assert found is not None
+    order = ["metric", "system", "query_id"]
+    wanted = wanted[wanted["metric"].isin([SERVED, SHARED])].sort_values(order, ignore_index=True)
+    pd.testing.assert_frame_equal(found.sort_values(order, ignore_index=True), wanted)
+    assert SHARED not in set(values_of_runs(folders, {"candidate": rows["champion"], "champion": rows["champion"]})["metric"])  # type: ignore[index]
+    (folders["champion"] / STUDENT_RUN).unlink()
+    assert values_of_runs(folders, {"candidate": rows["champion"], "champion": rows["champion"]}) is None
+    unsaid = values_of_runs(folders, rows)
+    assert unsaid is not None and not len(unsaid)
+
+
+def test_a_query_of_which_too_few_documents_were_written_down_is_in_no_comparison_of_what_both_hold(tmp_path: Path) -> None:
+    many = {f"x{n:03d}": "apple" for n in range(300)} | {"d-apple": "bread apple", "d-bread": "bread"}
+    fewer = {"d-apple": "bread apple", "d-bread": "bread"}
+    asked, sides = judged({"apple": "d-apple", "bread": "d-bread"}), {"candidate": contender(fewer), "champion": contender(many)}
+    folders = {name: evaluated(side, asked, tmp_path / name) for name, side in sides.items()}
+    found = values_of_runs(folders, {name: side.ranker.index.rows for name, side in sides.items()})
+    assert found is not None and "apple" not in set(found.loc[found["metric"] == SHARED, "query_id"])
 
 
 def test_without_documents_that_are_gone_nothing_is_ranked_twice(folder: Path) -> None:

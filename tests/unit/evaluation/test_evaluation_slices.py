@@ -50,6 +50,12 @@ def test_length_is_counted_in_words_and_cut_at_the_edges() -> None:
     assert found == {"q1": "under 2", "q2": "2 to under 5", "q3": "2 to under 5", "q4": "5 and above"}
 
 
+def test_edges_that_lie_close_give_slices_of_different_names() -> None:
+    queries = {"q1": "a", "q2": "a b", "q3": "a b c"}
+    found = labels(data(queries), SliceConfig(name="length", kind="query_length", edges=(1.5000001, 2.5000001)))
+    assert set(found.values()) == {"under 1.5000001", "1.5000001 to under 2.5000001", "2.5000001 and above"}
+
+
 def test_without_edges_the_parts_are_of_equal_size() -> None:
     queries = {f"q{n}": " ".join(["word"] * (n + 1)) for n in range(6)}
     found = pd.Series(labels(data(queries), SliceConfig(name="length", kind="query_length", parts=3)))

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
-from components.evidence.description import LIMIT, describe
+from components.evidence.description import LIMIT, _origin, describe
 from components.evidence.dossier import Compared, Dossier, changes_between
 from components.gates.decision import GateDecision, GateResult
 from components.release.champion import Override
-from components.release.manifest import ReleaseManifest
+from components.release.manifest import BaseModelPin, ReleaseManifest
+from components.release.open import PinnedRelease
 from components.release.training_noise import TrainingNoise
 from tests.unit.evidence_world import validation_with_dropped_rows, with_units, world_of
 
@@ -117,6 +120,34 @@ def test_changes_name_data_code_configuration_and_models(dossier: Dossier) -> No
     assert all(not lines for lines in changes_between(old, old).subjects().values())
 
 
+def test_a_model_of_the_same_name_with_other_weights_is_named_as_changed(dossier: Dossier) -> None:
+    def made_with(base: str, judge: str) -> ReleaseManifest:
+        first, *rest = dossier.manifest.lineage
+        judged = first.model_copy(update={"attributes": {"judge": "acme/judge", "judge_digest": judge * 64}})
+        pin = BaseModelPin(name="acme/llm", digest=base * 64)
+        return dossier.manifest.model_copy(update={"base_models": {"query_tower": pin}, "lineage": (judged, *rest)})
+
+    found = changes_between(made_with("2", "4"), made_with("1", "3")).models
+    assert "base of the query tower: acme/llm has other weights, digest 111111111111 became 222222222222" in found
+    assert "judge: acme/judge has other weights, digest 333333333333 became 444444444444" in found
+    assert changes_between(made_with("1", "3"), made_with("1", "3")).models == ()
+
+
+def test_a_model_card_names_judge_and_generator_and_the_code_that_made_the_part(dossier: Dossier) -> None:
+    manifest = dossier.manifest
+    tower = manifest.pins.document_tower.digest
+    about = {"judge": "acme/judge", "judge_digest": "1" * 64, "generator": "acme/writer", "generator_digest": "2" * 64}
+    kept = {"attributes": about, "flow_run_id": "flow-0"}
+    lineage = tuple(node.model_copy(update=kept) if node.digest == tower else node for node in manifest.lineage)
+    changed = manifest.model_copy(update={"lineage": lineage, "earlier_flows": {"flow-0": {"code_revision": "old"}}})
+    release = cast("PinnedRelease", SimpleNamespace(manifest=changed))
+    told = _origin(release, {"document_tower": BaseModelPin(name="acme/llm", digest="3" * 64)})
+    assert "`acme/judge` took part as judge of the documents in training" in told and f"`{'1' * 16}`" in told
+    assert "`acme/writer` took part as writer of queries that were trained on" in told
+    assert "Made by code revision `old` of scalingnote." in told
+    assert "Made by code revision `abc` of" in _origin(release, {"query_encoder": BaseModelPin(name="acme/mini", digest="4" * 64)})
+
+
 def test_a_list_that_was_read_back_did_not_change(dossier: Dossier) -> None:
     config = {"evaluation": {"slices": ({"name": "length", "edges": (4.0,)},)}}
     made = dossier.manifest.model_copy(update={"config": config})
@@ -143,4 +174,5 @@ def test_units_and_noise_of_the_training_stand_beside_the_differences(dossier: D
     noise = TrainingNoise(
         kind="k", source="study baselines", seeds=((1, 1), (2, 2)), values={"ndcg@10": (0.5, 0.54), "recall@50": (0.7, 0.7)}
     )
-    assert "2 trainings that differ in their seeds alone spread by 0.0283 in nDCG@10" in describe(replace(dossier, noise=noise), LINKS)
+    told = "2 trainings of the same settings, data and base models with other seeds spread by 0.0283 in nDCG@10"
+    assert told in describe(replace(dossier, noise=noise), LINKS)

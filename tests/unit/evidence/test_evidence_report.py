@@ -15,16 +15,17 @@ import pytest
 
 from components.artifacts import read_manifest
 from components.errors import ArtifactError, PromotionError
-from components.evaluation.champion_comparison import CANDIDATE, CHAMPION, SIDE_COLUMNS, ComparisonTables
-from components.evaluation.report import Bm25Setup, UntrainedSetup
+from components.evaluation.champion_comparison import CANDIDATE, CHAMPION, SERVED, SIDE_COLUMNS, ComparisonTables
+from components.evaluation.report import Bm25Setup, ExtraSummary, UntrainedSetup
 from components.evidence.description import describe
 from components.evidence.dossier import Compared, Dossier, Making
 from components.evidence.labels import systems_words
 from components.evidence.quality_sections import champion_deltas
 from components.evidence.report import render_report, write_report_page
+from components.gates.decision import GateResult
 from components.promotion.verification import check_version
 from components.release.champion import Override
-from components.release.manifest import REPORT_PAGE, LineageNode, require_report
+from components.release.manifest import REPORT_PAGE, BaseModelPin, LineageNode, require_report
 from components.tracking import labels
 from components.tracking.runs import PLOTS
 from tests.unit.evidence_world import EVIL, slices, tables, validation_with_dropped_rows, with_units, world_of
@@ -198,6 +199,49 @@ def test_the_figures_stand_in_words(dossier: Dossier) -> None:
         "off the training distribution",
     ):
         assert figure in text or figure.capitalize() in text, figure
+
+
+def test_other_documents_of_both_releases_are_said_beside_what_is_better(dossier: Dossier) -> None:
+    """With fewer documents every query is easier, and what is new to the champion it cannot find: both look like a gain."""
+    compared = dossier.compared
+    assert compared.summary is not None and compared.tables is not None
+    ids = sorted(set(compared.tables.per_query["query_id"]))
+    served = pd.DataFrame({"query_id": ids, "system": CHAMPION, "metric": SERVED, "value": [0.5] * 3 + [1.0] * (len(ids) - 3)})
+    tables = replace(compared.tables, per_query=pd.concat([compared.tables.per_query, served], ignore_index=True))
+    changed = replace(dossier, compared=Compared(compared.summary.model_copy(update={"removed": 7}), tables))
+    for page in (render_report(changed), describe(changed, {"Report": "https://x"})):
+        assert "The candidate lacks 7 of the champion's documents, which makes every query easier for it." in unescape(page)
+        assert "For 3 of the queries the champion lacks a relevant document, which counts against it." in page
+    assert "lacks" not in render_report(dossier)
+
+
+def test_models_that_took_part_and_parts_of_earlier_flows_stand_under_origin(dossier: Dossier) -> None:
+    manifest = dossier.manifest
+    tower = manifest.pins.document_tower.digest
+    judge = {"judge": EVIL, "judge_digest": "1" * 64}
+    kept = {"attributes": judge, "flow_run_id": "flow-0"}
+    lineage = tuple(node.model_copy(update=kept) if node.digest == tower else node for node in manifest.lineage)
+    flows, bases = {"flow-0": {"code_revision": "old", "user": "Grace"}}, {"query_tower": BaseModelPin(name="acme/llm", digest="2" * 64)}
+    changed = manifest.model_copy(update={"lineage": lineage, "earlier_flows": flows, "base_models": bases})
+    text = render_report(replace(dossier, manifest=changed))
+    _Page(text)
+    for words in ("1" * 64, "2" * 64, "base of the query tower", "acme/llm", "judge"):
+        assert words in text, words
+    assert "Kept from the earlier flow flow-0: document tower; code revision old, made by Grace." in text
+    assert "Kept from" not in render_report(dossier)
+
+
+def test_a_further_split_that_is_dev_is_not_called_off_the_training_distribution(dossier: Dossier) -> None:
+    summary = dossier.evaluation.summary
+    split = ExtraSummary(queries=40, judgements_digest="d", systems=summary.systems, retention={"recall@50": 0.9}, retention_intervals={})
+    gate = GateResult(name="off_distribution_retention[dev]", status="pass", reason="The student keeps 90 %.", slice="dev")
+    decision = dossier.manifest.decision
+    manifest = dossier.manifest.model_copy(update={"decision": decision.model_copy(update={"gates": (*decision.gates, gate)})})
+    extra = replace(dossier.evaluation, summary=summary.model_copy(update={"extra": {"dev": split, "test_de": split}}))
+    text = render_report(replace(dossier, manifest=manifest, evaluation=extra))
+    assert "test_de (off the training distribution)" in text and "dev (off the training distribution)" not in text
+    assert "dev (checkpoints were chosen on it, so its figures are too good)" in text
+    assert text.count("NOT OFF THE DISTRIBUTION") == 2  # at the verdict, and in the table of the gates
 
 
 def test_the_baselines_say_what_they_are_and_the_speeds_what_work_they_stand_for(dossier: Dossier) -> None:

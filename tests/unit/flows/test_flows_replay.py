@@ -84,7 +84,7 @@ def test_a_single_query_may_differ_while_the_figures_hold(folders: tuple[Path, P
     found = compare_evaluations(*folders)
     assert (found.outcome, found.differing) == ("within tolerance", 1)
     assert found.first is not None and found.first.where == "query q000 student recall@50 (per_query.parquet)"
-    assert (found.first.recorded, found.first.found) == (pytest.approx(0.5), 0.9)
+    assert (found.first.recorded, found.first.found) == (pytest.approx(0.55), 0.9)
 
 
 def test_a_figure_is_held_against_the_tolerance(folders: tuple[Path, Path]) -> None:
@@ -143,6 +143,17 @@ def test_intervals_over_single_queries_are_not_held_against_those_over_units(fol
     change_report(folders[1], lambda report: report.update(units={"rule": "by page", "units": 4, "largest": 10, "words": "w"}))
     assert compare_evaluations(*folders).outcome == "equal"
     change_report(folders[1], lambda report: report["systems"]["student"]["metrics"].update({"ndcg@10": 0.1}))
+    assert compare_evaluations(*folders).outcome == "different"
+
+
+def test_what_units_are_worth_is_not_compared_but_the_units_are(folders: tuple[Path, Path]) -> None:
+    """It follows from values that are compared, and was worked out otherwise before."""
+    units = {"rule": "by page", "units": 4, "largest": 10, "design_effects": {"ndcg@10": 2.0}, "words": "as 20"}
+    for folder, effect in zip(folders, (2.0, 2.5), strict=True):
+        changed = {**units, "design_effects": {"ndcg@10": effect}, "words": f"as {40 / effect:.0f}"}
+        change_report(folder, lambda report, changed=changed: report.update(units=changed))  # type: ignore[misc]
+    assert compare_evaluations(*folders).outcome == "equal"
+    change_report(folders[1], lambda report: report["units"].update(units=5))
     assert compare_evaluations(*folders).outcome == "different"
 
 

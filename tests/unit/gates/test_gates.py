@@ -77,7 +77,7 @@ def test_a_higher_mean_alone_does_not_beat_bm25() -> None:
     report = make_evaluation({**GOOD, "bm25": 0.69})
     rows = report.per_query
     for metric in ("ndcg@10", "recall@50"):
-        rows.loc[(rows["system"] == "bm25") & (rows["metric"] == metric), "value"] = 0.69 + np.tile([-0.5, 0.5], 20)
+        rows.loc[(rows["system"] == "bm25") & (rows["metric"] == metric), "value"] = 0.69 + np.tile([-0.3, 0.3], 20)
     result = gate(decide(report, None, POLICY), "beats_bm25")
     assert result.status == "fail"
     assert result.value is not None and result.value < 0
@@ -179,6 +179,29 @@ def test_speed_that_is_not_a_number_is_not_decidable() -> None:
     assert report.summary.speed is not None
     speed = report.summary.speed.model_copy(update={"speed_up": float("nan")})
     assert gate(decide(with_summary(report, speed=speed), None, POLICY), "speed_up").status == "not_decidable"
+
+
+@pytest.mark.parametrize("changes", [{"speed_up": 50.0}, {"student": 0.0}, {"teacher": 0.0}, {"teacher": 1000.0}])
+def test_a_speed_up_that_is_not_that_of_the_two_speeds_beside_it_is_not_decidable(changes: dict[str, float]) -> None:
+    report = make_evaluation()
+    speed = report.summary.speed
+    assert speed is not None and speed.teacher is not None
+    told = {name: getattr(speed, name).model_copy(update={"qps": value}) for name, value in changes.items() if name != "speed_up"}
+    told |= {name: value for name, value in changes.items() if name == "speed_up"}
+    found = gate(decide(with_summary(report, speed=speed.model_copy(update=told)), None, POLICY), "speed_up")
+    assert (found.status, "states a speed-up of" in found.reason) == ("not_decidable", True)
+
+
+@pytest.mark.parametrize("value", [1.5, -0.5, "much", None])
+def test_a_value_that_is_no_share_is_not_decidable_whatever_the_mean(value: Any) -> None:
+    report = make_evaluation()
+    rows = report.per_query.astype({"value": object})
+    chosen = rows.index[(rows["system"] == "student") & (rows["metric"] == "recall@50")]
+    rows.loc[chosen[3], "value"] = value
+    other = 2 * GOOD["student"] - value if isinstance(value, float) else GOOD["student"]
+    rows.loc[chosen[4], "value"] = other + (rows.loc[chosen[4], "value"] + report.per_query.loc[chosen[3], "value"] - 2 * GOOD["student"])
+    decision = decide(replace(report, per_query=rows), None, POLICY)
+    assert gate(decision, "retention").status == gate(decision, "beats_bm25").status == "not_decidable"
 
 
 def test_teacher_that_finds_nothing_is_not_decidable() -> None:

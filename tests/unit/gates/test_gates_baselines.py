@@ -21,7 +21,7 @@ from flows.config import load_config
 from tests.unit.promotion_world import FACTS, GOOD, make_evaluation
 
 POLICY = PolicyConfig(min_queries=20, min_slice_queries=15)
-NOISE = np.tile([-0.3, 0.3], 20)  # over 40 queries: a standard error of .047
+NOISE = np.tile([-0.12, 0.12], 20)  # over 40 queries: a standard error of .019
 
 
 def evaluation(changes: Mapping[tuple[str, str], ArrayLike]) -> Evaluation:

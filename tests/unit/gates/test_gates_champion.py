@@ -83,6 +83,14 @@ def test_one_bad_slice_fails_though_the_mean_over_all_is_fine() -> None:
     assert decision.verdict == "fail"
 
 
+def test_a_slice_that_is_called_the_others_hides_none_that_are_judged_together() -> None:
+    report = in_slices(make_evaluation(), latin=20, greek=10, thai=10)
+    assert report.slices is not None
+    named_so = report.slices.assign(slice=report.slices["slice"].where(report.slices["slice"] != "latin", "the others"))
+    found = named(decided(replace(report, slices=named_so), make_evaluation()), "champion_non_inferior[")
+    assert [gate.slice for gate in found] == ["language=the others", "language=the others together"]
+
+
 def test_small_slices_are_judged_together() -> None:
     decision = decided(in_slices(make_evaluation(), latin=20, greek=10, thai=10), make_evaluation())
     found = {gate.slice: (gate.status, gate.queries) for gate in named(decision, "champion_non_inferior[")}
@@ -124,7 +132,7 @@ def test_slices_of_other_queries_are_not_decidable() -> None:
 
 
 def test_a_slice_needs_power_too() -> None:
-    gaps = np.tile([-0.2, 0.2], 1000)
+    gaps = np.tile([-0.15, 0.15], 1000)
     report = in_slices(shifted(gaps), latin=1980, thai=20)
     decision = decided(report, make_evaluation(queries=2000), POLICY.model_copy(update={"margin": 0.02}))
     assert gate(decision, "champion_non_inferior").status == "pass"

@@ -31,6 +31,13 @@ def gate(decision: GateDecision, name: str) -> GateResult:
     return next(gate for gate in decision.gates if gate.name == name)
 
 
+def test_a_gate_of_an_older_version_that_took_dev_is_marked_wherever_it_is_told() -> None:
+    result = GateResult(name="off_distribution_retention[dev]", status="pass", reason="The student keeps 97 %.", slice="dev")
+    assert result.told == "NOT OFF THE DISTRIBUTION: Checkpoints were chosen on it, so its figures are too good. The student keeps 97 %."
+    other = result.model_copy(update={"name": "off_distribution_retention[test_de]", "slice": "test_de"})
+    assert (other.mark, other.told) == ("", "The student keeps 97 %.")
+
+
 def off_distribution(levels: dict[str, float], queries: int = 40) -> Evaluation:
     """A report with an extra split `shifted`, on which every system has this recall@50 and nDCG@10."""
     report, other = make_evaluation(), make_evaluation(levels, queries)

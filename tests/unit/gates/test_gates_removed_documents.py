@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from components.evaluation.champion_comparison import CANDIDATE, CHAMPION, SHARED
+from components.evaluation.champion_comparison import CANDIDATE, CHAMPION, SERVED, SHARED
 from components.gates.config import PolicyConfig
 from components.gates.decide import GateDecision, GateInputs, decide
 from components.gates.decision import Findings, GateResult
@@ -96,6 +96,32 @@ def test_a_gain_that_comes_from_fewer_documents_fails_on_what_both_hold() -> Non
 
 def test_where_nothing_is_gone_there_is_no_such_comparison() -> None:
     assert ON_SHARED not in names(decide(evidence(values=make_values(make_evaluation(), make_evaluation())), POLICY))
+
+
+def test_queries_that_are_left_out_of_what_both_hold_or_are_nobodys_are_not_decidable() -> None:
+    """A loss could be hidden by leaving the queries out that have it."""
+    found = with_shared(0.65, 0.65)
+    assert found.values is not None
+    ids = sorted(set(found.values["query_id"]))
+    shares = [pd.DataFrame({"query_id": ids, "system": who, "metric": SERVED, "value": 1.0}) for who in (CANDIDATE, CHAMPION)]
+    whole = pd.concat([found.values, *shares], ignore_index=True)
+    assert result(replace(found, values=whole), ON_SHARED).status == "pass"
+    of_both = whole["metric"] == SHARED
+    foreign = whole.assign(query_id=whole["query_id"].where(~of_both | (whole["query_id"] != "q003"), "stranger"))
+    for values in (whole[~(of_both & (whole["query_id"] == "q003"))], whole[~of_both], foreign):
+        assert result(replace(found, values=values), ON_SHARED).status == "not_decidable"
+
+
+def test_documents_that_are_gone_since_a_later_champion_are_not_passed_over_in_silence() -> None:
+    late = evidence(40)
+    assert result(late, ON_SHARED).status == "not_decidable"
+    shared = with_shared(0.60, 0.65).values
+    assert shared is not None
+    told = replace(late, shared=shared[shared["metric"] == SHARED])
+    assert (result(told, ON_SHARED).status, result(told, ON_SHARED).value) == ("fail", pytest.approx(-0.05))
+    assert result(replace(evidence(0, comparison=None), shared=shared.iloc[:0]), ON_SHARED).status == "not_decidable"
+    assert result(replace(told, shared=told.shared.astype({"value": object}).assign(value="much")), ON_SHARED).status == "not_decidable"
+    assert "shared_documents" in decide(told, POLICY).inputs and ON_SHARED not in names(decide(evidence(0), POLICY))
 
 
 def test_too_few_or_unpaired_queries_on_what_both_hold_are_not_decidable() -> None:

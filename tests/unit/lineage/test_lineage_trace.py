@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from components.artifacts import open_artifact, seal, verify
+from components.artifacts import open_artifact, read_json, seal, verify, write_json
 from components.errors import ArtifactError, DataError, PromotionError
 from components.lineage.graph import find_document, trace, trace_document
 from components.promotion.approval import approve
@@ -210,6 +211,63 @@ def test_a_release_from_before_the_gate_of_the_index_still_verifies(world: World
     world.tracking.models[RELEASE][0].tags["scalingnote.digest"] = open_artifact(folder).digest
     # The files are not those that were promoted here, nor is the decision in them; made again, it is the same.
     assert list(findings()) == ["promotion record", "claims"]
+
+
+def sealed_again(world: World, part: str, change: Callable[[dict[str, Any]], None], file: str = "report.json") -> None:
+    """A report of the candidate changed, and everything sealed and named anew, as who writes the store could."""
+    folder = world.root / "1" / "candidate"
+    content = read_json(folder / part / file)
+    change(content)
+    write_json(folder / part / file, content)
+    if part:
+        known = open_artifact(folder / part)
+        digest = seal(folder / part, known.kind, counts=known.counts, parents=known.parents, attributes=known.attributes).digest
+        if part == "evaluation":
+            rewrite(folder, lambda manifest: manifest["evaluation"].update(digest=digest))
+    rewrite(folder, lambda manifest: None)
+    world.tracking.models[RELEASE][0].tags["scalingnote.digest"] = open_artifact(folder).digest
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c["speed"].update(speed_up=50.0), "for the speed-up"),
+        (lambda c: c["systems"]["bm25"]["metrics"].update({"ndcg@10": 0.1}), "other figures"),
+        (lambda c: c["retention"].update({"recall@50": 0.99}), "for the retention of recall@50"),
+        (lambda c: c["systems"]["student"].update(intervals={"ndcg@10": [0.8, 0.9]}), "outside of its own interval"),
+        (
+            lambda c: c.update(comparisons=[_better_than_it_is()]),
+            "0.5000 for the ndcg@10 of 'student' minus 'bm25', its values give 0.3000",
+        ),
+        (lambda c: c["ann"]["recall"].update({"recall@100": 0.2}), "for the recall@100 of the index"),
+    ],
+)
+def test_figures_of_the_evaluation_that_its_values_do_not_give_are_a_finding(
+    world: World, change: Callable[[dict[str, Any]], None], words: str
+) -> None:
+    sealed_again(world, "evaluation", change)
+    assert words in findings()["evaluation"]
+
+
+def _better_than_it_is() -> dict[str, Any]:
+    gap = {"system": "student", "baseline": "bm25", "metric": "ndcg@10", "difference": 0.5, "low": 0.4, "high": 0.6}
+    return {**gap, "confidence": 0.95, "queries": 40}
+
+
+def test_broken_rules_that_the_gates_were_not_told_of_are_a_finding(world: World) -> None:
+    def broken(content: dict[str, Any]) -> None:
+        rule = {"contract": "documents", "version": "1.0.0", "table": "documents", "rule": "r", "severity": "error", "requirement": "R."}
+        content["results"] = [{**rule, "passed": False, "count": 3, "checked": 9}]
+
+    sealed_again(world, "validation", broken)
+    assert findings()["validation"] == "It found 1 errors and 0 warnings, the gates were told 0 and 0."
+
+
+def test_a_validation_of_other_data_or_contracts_is_a_finding(world: World) -> None:
+    sealed_again(world, "validation", lambda content: content.update(dataset_digest="9" * 64))
+    assert findings()["validation"].startswith("It is of the data 999999999999")
+    sealed_again(world, "validation", lambda content: content.update(dataset_digest="d" * 64, contracts=[]))
+    assert "other data contracts" in findings()["validation"]
 
 
 def test_a_gate_that_a_manifest_leaves_out_is_a_finding(world: World) -> None:

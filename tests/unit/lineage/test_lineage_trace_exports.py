@@ -276,6 +276,83 @@ def test_a_lineage_with_an_artifact_twice_or_without_the_data_is_still_valid(fou
     assert all("datasets" not in part["modelCard"]["modelParameters"] for part in without["components"] if "modelCard" in part)
 
 
+def with_other_models(found: Trace) -> Trace:
+    """Towers that a judge took part in, queries that a generator wrote, and a comparison with a champion."""
+    release = found.release
+    assert release is not None
+    tower, data = release.manifest.pins.document_tower.digest, release.manifest.dataset.digest
+    judge = {"judge": "acme/cross-encoder", "judge_digest": "1" * 64, "judge_revision": "c0ffee"}
+    nodes = [n.model_copy(update={"attributes": {**n.attributes, **judge}}) if n.digest == tower else n for n in release.manifest.lineage]
+    first = nodes[0]
+    written = {"generator": "tiny", "generator_digest": "2" * 64}
+    queries = first.model_copy(update={"digest": "3" * 64, "kind": "queries", "name": "generate", "parents": {"dataset": data}})
+    compared = first.model_copy(update={"digest": "4" * 64, "kind": "comparison", "name": "compare", "parents": {"champion": "5" * 64}})
+    for digest, held in (("6", data), ("7", "8" * 64)):
+        nodes.append(
+            first.model_copy(update={"digest": digest * 64, "kind": "validation", "name": "validate", "parents": {"dataset": held}})
+        )
+    nodes += [queries.model_copy(update={"attributes": written, "counts": {}}), compared.model_copy(update={"counts": {}})]
+    return with_manifest(found, lineage=tuple(nodes), baseline_version=7)
+
+
+def test_a_judge_and_a_generator_of_queries_are_parts_of_the_bill_with_their_digests(found: Trace) -> None:
+    bill = cyclonedx_of(with_other_models(found))
+    require_valid(bill)
+    parts = {part["bom-ref"]: part for part in bill["components"]}
+    judge, writer = parts[f"base:acme/cross-encoder:{'1' * 64}"], parts[f"base:tiny:{'2' * 64}"]
+    assert judge["type"] == writer["type"] == "machine-learning-model" and judge["version"] == "c0ffee"
+    assert [judge["hashes"][0]["content"], writer["hashes"][0]["content"]] == ["1" * 64, "2" * 64]
+    assert {"name": "scalingnote:role", "value": "judge"} in judge["properties"]
+    assert {"name": "scalingnote:role", "value": "generator"} in writer["properties"]
+    edges = {entry["ref"]: entry["dependsOn"] for entry in bill["dependencies"]}
+    assert found.release is not None
+    assert judge["bom-ref"] in edges[found.release.manifest.pins.document_tower.digest] and writer["bom-ref"] in edges["3" * 64]
+
+
+def test_a_part_that_an_earlier_flow_made_has_the_author_and_the_code_of_that_flow(found: Trace) -> None:
+    release = found.release
+    assert release is not None
+    tower = release.manifest.pins.document_tower.digest
+    nodes = tuple(n.model_copy(update={"flow_run_id": "flow-0"}) if n.digest == tower else n for n in release.manifest.lineage)
+    flows = {"flow-0": {"user": "Grace", "code_revision": "old"}}
+    known = {**release.manifest.provenance, "user": "Ada"}
+    bill = cyclonedx_of(with_manifest(found, lineage=nodes, earlier_flows=flows, provenance=known))
+    older = nodes[0].model_copy(update={"digest": "8" * 64, "flow_run_id": "flow-0", "kind": "dataset", "parents": {}})
+    moved = tuple(n.model_copy(update={"parents": {"dataset": "8" * 64}}) if n.digest == tower else n for n in (*nodes, older))
+    cards = {p["bom-ref"]: p["modelCard"] for p in cyclonedx_of(with_manifest(found, lineage=moved))["components"] if "modelCard" in p}
+    data = {ref: card["modelParameters"]["datasets"] for ref, card in cards.items()}
+    assert data[tower] == [{"ref": "8" * 64}] and data[release.manifest.pins.query_encoder.digest] == [{"ref": "d" * 64}]
+    authors = {part["bom-ref"]: part["authors"] for part in bill["components"] if "authors" in part}
+    assert authors[tower] == [{"name": "Grace"}] and authors[release.manifest.pins.index.digest] == [{"name": "Ada"}]
+    unknown = cyclonedx_of(with_manifest(found, lineage=nodes, provenance=known))
+    assert next(part["authors"] for part in unknown["components"] if part["bom-ref"] == tower) == [{"name": "unknown"}]
+
+
+def test_the_champion_that_was_compared_with_and_all_that_was_decided_on_are_in_the_bill(found: Trace) -> None:
+    bill = cyclonedx_of(with_other_models(found))
+    champion = next(part for part in bill["components"] if part["bom-ref"] == "5" * 64)
+    assert (champion["type"], champion["name"], champion["version"]) == ("application", f"{NAME}-release", "7")
+    edges = {entry["ref"]: entry["dependsOn"] for entry in bill["dependencies"]}
+    of_release = edges[bill["metadata"]["component"]["bom-ref"]]
+    assert edges["4" * 64] == ["5" * 64] and {"4" * 64, "6" * 64} <= set(of_release)
+    assert "7" * 64 not in of_release  # of the data that the kept parts of a refresh were made from
+
+
+def test_the_events_name_judge_and_generator_and_what_the_release_was_decided_on_as_inputs(found: Trace) -> None:
+    changed = with_other_models(found)
+    events = json.loads(json.dumps(openlineage_of(changed), default=str))
+    assert problems_of(events) == []
+    models = {
+        part["name"]: part["facets"]["version"]["datasetVersion"] for e in events for part in e["inputs"] if part["namespace"] == "models"
+    }
+    assert models["acme/cross-encoder"] == "1" * 64 and "2" * 64 in {
+        part["facets"]["version"]["datasetVersion"] for e in events for part in e["inputs"] if part["name"] == "tiny"
+    }
+    release = next(event for event in events if event["job"]["name"] == "release" and event["eventType"] == "COMPLETE")
+    used = {part["facets"]["version"]["datasetVersion"] for part in release["inputs"]}
+    assert changed.release is not None and {"4" * 64, "6" * 64, changed.release.manifest.dataset.digest} <= used and "7" * 64 not in used
+
+
 def test_odd_names_of_packages_models_and_machines_stay_valid(found: Trace) -> None:
     release = found.release
     assert release is not None

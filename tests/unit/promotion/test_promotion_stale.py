@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from components.artifacts import digest_of
 from components.errors import ModelError, PromotionError
+from components.evaluation.champion_comparison import values_of_runs
+from components.evaluation.metrics import QRELS, write_trec_qrels, write_trec_run
 from components.evaluation.report import load_evaluation, write_report
+from components.index.rows import Rows
 from components.index.search import index_in_memory
 from components.promotion.approval import approve
 from components.promotion.promote import promote, promotion_fingerprint, rollback
@@ -274,6 +279,35 @@ def test_speeds_are_measured_when_the_policy_asks(world: World, monkeypatch: pyt
     counted = next(gate for gate in timing.compare_again(folder, 2).decision.gates if gate.name == "removed_documents")
     assert (counted.status, counted.value) == ("not_decidable", 0.5)
     assert "Of the 4 documents of the champion 2 are gone" in counted.reason
+
+
+def test_a_late_approval_that_lacks_documents_is_compared_with_todays_champion_on_those_that_both_hold(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over its own documents it is nearly as good; among those that both hold the champion is far better."""
+    with_better_champion(world)
+    folder = world.root / "2" / "candidate"
+    folders = {"candidate": world.root / "ours", "champion": world.root / "theirs"}
+    for number, copy in zip((2, 3), folders.values(), strict=True):
+        shutil.copytree(world.root / str(number) / "candidate" / EVALUATION_FOLDER, copy)
+    ids = sorted(load_evaluation(folders["candidate"]).per_query["query_id"].unique())
+    write_trec_qrels(folders["candidate"] / QRELS, pd.DataFrame({"query_id": ids, "doc_id": "d1", "score": 1}))
+    for name, found in (("candidate", ("x", "d2", "d1")), ("champion", ("d1", "gone", "d2"))):
+        write_trec_run(folders[name] / "student.trec", {q: [(d, 1.0 - n / 10) for n, d in enumerate(found)] for q in ids}, "student")
+    shared = values_of_runs(folders, {"candidate": Rows.of(["d1", "d2", "x"]), "champion": Rows.of(["d1", "d2", "gone"])})
+    gates = {gate.name: gate for gate in decide_against(folder, 2, shared=shared).decision.gates}
+    equal = gates["champion_non_inferior[documents=only those that both hold]"]
+    assert (equal.status, equal.queries, equal.value) == ("fail", len(ids), pytest.approx(1 / np.log2(3) - 1))
+    # The command reads what each serves from its index, and decides by that.
+    read: dict[str, list[str]] = {}
+
+    def values(_: dict[str, Path], rows: dict[str, Rows]) -> pd.DataFrame | None:
+        read.update({name: [found.doc_ids[n] for n in range(found.live)] for name, found in rows.items()})
+        return shared
+
+    monkeypatch.setattr(timing, "values_of_runs", values)
+    assert "shared_documents" in timing.compare_again(folder, 2).decision.inputs
+    assert read == {"candidate": ["d1", "d2"], "champion": ["d1", "d2"]}
 
 
 def test_history_reads_records_of_older_versions(world: World) -> None:

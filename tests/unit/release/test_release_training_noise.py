@@ -62,7 +62,13 @@ def test_retrains_with_other_seeds_on_the_same_data_say_how_far_they_lie_apart(w
     assert found.spread["ndcg@10"] == pytest.approx(0.02)
     assert found.source == "candidate/1, candidate/2, this one"
     assert "3 trainings" in found.words and "0.0200 in nDCG@10" in found.words
-    assert short_words_on(found, "full").startswith("3 trainings that differ in their seeds alone spread by 0.020 in nDCG@10")
+    assert short_words_on(found, "full").startswith("3 trainings of the same settings with other seeds spread by 0.020 in nDCG@10")
+
+
+def test_a_training_by_other_code_or_on_another_machine_is_named_as_one(world: World) -> None:
+    candidate(world, 0.70, (13, 13), provenance={"code_digest": "c" * 64, "machine": {"processor": "another"}})
+    found = find_noise(candidate(world, 0.72, (14, 13), provenance={"code_digest": "c" * 64, "machine": {"processor": "one"}}))
+    assert found is not None and found.source == "candidate/1 by other code or another machine, this one"
 
 
 def test_the_same_seeds_again_are_no_second_training(world: World) -> None:
@@ -76,6 +82,7 @@ def test_the_same_seeds_again_are_no_second_training(world: World) -> None:
         {"steps": 20},
         {"dataset": {"name": "toy", "digest": "e" * 64, "source_digest": "s", "contracts": {}}},
         {"release_type": "query-refresh"},
+        {"base_models": {"query_tower": {"name": "acme/llm", "digest": "of another commit"}}},
     ],
 )
 def test_another_configuration_data_or_kind_of_release_says_nothing(world: World, changes: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ from components.signing.keys import (
 )
 from components.signing.statements import check_records, check_release, pae, record_signer, sign_release, signed_by
 from components.tracking.registry import RegisteredVersion
-from tests.unit.promotion_world import MemoryTracking, make_candidate
+from tests.unit.promotion_world import MemoryTracking, make_candidate, rewrite
 
 KEY = "SCALINGNOTE_SIGNING_KEY"
 PASSWORD = "SCALINGNOTE_SIGNING_KEY_PASSWORD"
@@ -152,6 +152,27 @@ def test_a_signed_release_keeps_its_digest_and_names_what_it_vouches_for(candida
     assert subjects["retriever release"] == before
     assert subjects["retriever-index/1"] == open_artifact(candidate.parent / "index").digest
     assert statement["predicate"]["buildDefinition"]["resolvedDependencies"][0] == {"name": "toy", "digest": {"sha256": "d" * 64}}
+
+
+def test_the_provenance_names_every_model_that_a_release_was_made_with(candidate: Path, keys: Path) -> None:
+    make_key(keys / "signing.pem")
+
+    def with_models(content: dict[str, Any]) -> None:
+        content["base_models"] = {"query_tower": {"name": "acme/llm", "digest": "hub", "revision": "c0ffee"}}
+        judge = {"judge": "acme/cross-encoder", "judge_digest": "1" * 64}
+        content["lineage"][0]["attributes"] = {**judge, "generator": "writer"}
+        content["lineage"].append({**content["lineage"][0], "digest": "8" * 64, "name": "older", "attributes": {}})
+        content["earlier_flows"] = {"flow-0": {"code_revision": "unknown", "code_digest": "4" * 64}, "flow-1": {}}
+
+    rewrite(candidate, with_models)
+    sign_release(candidate)
+    statement = json.loads(base64.b64decode(read_json(candidate / SIGNATURE)["payload"]))
+    used = {entry["name"]: entry for entry in statement["predicate"]["buildDefinition"]["resolvedDependencies"]}
+    assert used["acme/llm"]["digest"] == {"gitCommit": "c0ffee"} and used["acme/cross-encoder"]["digest"] == {"sha256": "1" * 64}
+    assert used["writer"] == {"name": "writer", "uri": "urn:scalingnote:model:writer"}  # a resource has a digest or an address
+    assert used["toy: files"]["digest"] == {"sha256": "s" * 64}
+    assert used["older"]["digest"] == {"sha256": "8" * 64}
+    assert used["code of the earlier flow flow-0"]["digest"] == {"sha256": "4" * 64} and "code of the earlier flow flow-1" not in used
 
 
 def test_the_envelope_is_that_of_dsse(candidate: Path, keys: Path) -> None:

@@ -6,18 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from components.evaluation.config import EvaluationConfig
-from components.studies.report import METRICS, side_by_side, verdict
+from components.studies.report import METRICS, corrected, side_by_side, verdict
 from components.studies.scaling_cell import fit_all, foretell
 from components.studies.scaling_law import draw_scaling, fit_notes, prediction_notes, scaling_table
+from flows.studies.framework import decided_note
 
 CONFIG = EvaluationConfig(bootstrap_samples=200)
 
 
 def scores(values: list[float]) -> Any:
-    return {("test", metric): np.array(values) for metric in METRICS}
+    """The same values again and again, so that there are queries enough to claim something by."""
+    return {("test", metric): np.array(values * 8) for metric in METRICS}
 
 
 def test_systems_stand_beside_the_reference_with_paired_intervals() -> None:
@@ -25,7 +28,7 @@ def test_systems_stand_beside_the_reference_with_paired_intervals() -> None:
     worse, same, student = side_by_side(systems, "student", CONFIG, untrained=tuple(systems))
     assert (worse["nDCG@10"], student["nDCG@10"]) == (0.25, 0.75)
     column = "student - system, nDCG@10"
-    assert (worse[column], worse[column + " low"], worse[column + " high"]) == (0.5, 0.5, 0.5)  # every query gains the same
+    assert [worse[column], worse[column + " low"], worse[column + " high"]] == pytest.approx([0.5] * 3)  # every query gains the same
     assert column not in student
     assert verdict(worse, "student", "nDCG@10") == "above"
     assert verdict(same, "student", "nDCG@10") == "not apart from"
@@ -94,3 +97,17 @@ def test_cells_without_an_interval_can_be_shown_and_drawn(tmp_path: Path) -> Non
 def test_a_single_cell_can_still_be_drawn(tmp_path: Path) -> None:
     draw_scaling(scaling_table(GRID[:1], {"predictions": []}), tmp_path / "plot.png")
     assert (tmp_path / "plot.png").is_file()
+
+
+def test_a_few_queries_that_all_gain_the_same_claim_nothing() -> None:
+    """They have no spread, so that their interval has no width; four coins fall on one side once in eight times."""
+    few = {name: {("test", m): np.full(4, level) for m in METRICS} for name, level in (("bm25", 0.2), ("student", 0.7))}
+    row = corrected(pd.DataFrame(side_by_side(few, "student", CONFIG, untrained=tuple(few)))).to_dict("records")[0]
+    assert row["student - system, nDCG@10 p"] >= 0.125 and verdict(row, "student", "nDCG@10") == "not apart from"
+
+
+def test_the_note_of_an_ablation_names_both_metrics_and_their_directions() -> None:
+    rows = [{"system": "base"}, {"system": "deeper", "over base R@50": -0.03, "over base R@50 p": 0.01, "over base nDCG@10": 0.02}]
+    rows[1] |= {"over base nDCG@10 p": 0.02, "claim": ""}
+    note = decided_note(pd.DataFrame(rows))
+    assert "in R@50 deeper (below); in nDCG@10 deeper (above)" in note
