@@ -516,9 +516,7 @@ def needs_of(config: Any, facts: Facts, number_bytes: int, on_card: bool = False
         "snapshot_data": Need(PROGRAM // 3 + 2 * tables, int(0.6 * facts.documents.characters) + 100 * documents),
         "validate_data": Need(PROGRAM // 3 + 3 * tables, 100_000),
         "generate_queries": Need(floor + inference, 200 * config.distillation.generated),
-        "train_towers": Need(
-            loaded + weights + training, adapters + 1_000_000, checkpoint_bytes(towers, facts), facts.judge_bytes(towers)
-        ),
+        "train_towers": Need(loaded + weights + training, adapters + 1_000_000, checkpoint_bytes(towers, facts), facts.judge_bytes(towers)),
         "train_companion": Need(loaded + weights + beside, small + 1_000_000, 3 * small),
         "join_companion": Need(loaded + inference, 1_000_000),
         "encode_corpus": Need(floor + inference + 6 * dimension * config.encoding.shard_size, 2 * vectors + 100 * documents),
