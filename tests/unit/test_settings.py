@@ -209,7 +209,7 @@ def test_a_seed_is_no_larger_than_torch_takes_it(kind: type[settings.StepConfig]
         kind.model_validate({"seed": 2**63})
 
 
-@pytest.mark.parametrize("given", [" ", "\t", "/tmp/home\r", "/tmp/home\n", "a\x1bb"])
+@pytest.mark.parametrize("given", [" ", "\t", "/data/home\r", "/data/home\n", "a\x1bb"])
 def test_a_home_that_is_blank_or_ends_as_lines_of_windows_do_is_refused(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder of that name was made, and nothing of the true home was found in it."""
     monkeypatch.setenv("SCALINGNOTE_HOME", given)
