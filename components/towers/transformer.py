@@ -438,7 +438,7 @@ def _require_same(model: Any, numbers: Sequence[int], name: str) -> None:
         if numbers[0] != 0:
             raise ModelError(f"'{name}' treats its first layer unlike the others, so a cut has to keep it: let the layers begin with 0.")
         raise ModelError(f"'{name}' has layers of several kinds, and its configuration cannot say which of them a cut has. Take it whole.")
-    kept, read = _settings(model), _settings(rebuilt)
+    kept, read = _settings(model, name), _settings(rebuilt, name)
     if other := sorted(key for key in kept.keys() & read.keys() if kept[key] != read[key]):
         raise ModelError(
             f"'{name}' treats a layer by its place among all of them ({other[0]}), so that one which is cut would be another model once it "
@@ -446,12 +446,14 @@ def _require_same(model: Any, numbers: Sequence[int], name: str) -> None:
         )
 
 
-def _settings(model: Any) -> Mapping[str, Any]:
-    """What the modules were told when they were made, by path and name; not how attention looks, which `set_attention` changes."""
+def _settings(model: Any, name: str) -> Mapping[str, Any]:
+    """What the layers were told when they were made, by path and name; not how attention looks, which `set_attention` changes."""
     told = (bool, int, float, str)
+    owner, attribute = layer_stack(model, name)
     return {
-        f"{path}.{key}": value
-        for path, module in model.named_modules()
+        f"layer {place}: {path}.{key}": value
+        for place, layer in enumerate(getattr(owner, attribute))
+        for path, module in layer.named_modules()
         for key, value in vars(module).items()
         if isinstance(value, told) and not key.startswith("_") and key not in ("training", "is_causal", "gradient_checkpointing")
     }

@@ -24,9 +24,9 @@ from components.towers.contract import record_probes, save_contract, space_id_of
 from components.towers.encoder import JoinedTower, load_tower
 from components.towers.losses import cached_backward, info_nce
 from components.towers.model_size import model_without_memory, require_positions, shape_of
-from components.towers.transformer import check_attention, keep_layers, layer_stack
+from components.towers.transformer import check_attention, layer_stack
 from components.towers.two_towers import Adapters, TwoTowers, load_decoder
-from tests.families import ENCODER, SHARED_KEYS, STUDENTS, TEACHERS, Family, roberta
+from tests.families import SHARED_KEYS, STUDENTS, TEACHERS
 from tests.training.tiny_world import documents, queries, trained
 
 TEXTS = [*documents(), *queries()]
@@ -326,13 +326,6 @@ def test_weights_that_adapters_cannot_reach_are_refused_by_name(families: dict[s
     model.layers[1].mlp.convolution = torch.nn.Conv1d(4, 4, 3)
     with pytest.raises(ModelError, match=r"adapters cannot be put on \(mlp.convolution.weight\).*towers.training to full"):
         adapted_maps(model, "odd")
-
-
-def test_a_cut_that_a_configuration_refuses_is_refused_in_words(tmp_path: Path, home: Path) -> None:
-    Family("longformer", roberta, "</s>", {"attention_window": [8, 8]}, ENCODER).write(TEXTS, tmp_path)
-    model, _ = load_decoder(resolve_base(str(tmp_path)), "float32", "bidirectional")
-    with pytest.raises(ModelError, match=r"'odd' cannot be cut to some of its layers .*attention_window.*Take the whole model"):
-        keep_layers(model, (0,), "odd")
 
 
 def test_a_model_that_peft_takes_for_something_else_is_refused_in_words(families: dict[str, str], home: Path) -> None:
