@@ -1,6 +1,6 @@
 """The full release, from data to a candidate: one flow, one step after another.
 
-snapshot -> validate -> train towers -> encode corpus -> build index
+snapshot -> validate -> train towers -> encode corpus -> build index     (towers: alone, or with their companion's two steps)
                |             |                              |
                +-> generate -+-> teacher queries -> distil and refine -> evaluate -> decide, register candidate
 """

@@ -121,7 +121,8 @@ def companion_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
     """Train the small encoder beside the towers, which neither reads them nor is read by them."""
     towers = config.towers
     own = towers_key(companion_towers(towers))
-    shared = {field: own.pop(field) for field in SHARED}
+    shared = {field: own.pop(field) for field in (*SHARED, "chunk_size")}
+    del own["lora_alpha"]  # twice the rank
     settings = {"companion": {**own, **_folders(towers.companion.base_model)}, **shared}
     make = partial(train_companion_on, dataset, towers)
     return Step("train_companion", make, {"dataset": dataset}, settings, resumes=TRAINING_FILES)
@@ -135,13 +136,18 @@ def joined_step(config: RetrainConfig, towers: Artifact, companion: Artifact) ->
 
 
 def stage_one(config: RetrainConfig, dataset: DatasetArtifact, run: Callable[[Step], Artifact]) -> tuple[Artifact, Step]:
-    """Both towers as one artifact, with the step that made it; `run` makes each step of the stage or finds it finished."""
+    """Both towers as one artifact, with the step that made it; `run` makes each step of the stage or finds it finished.
+
+    The settings of the step that is returned are those of the whole stage, for the record of both towers.
+    """
     step = towers_step(config, dataset)
     towers = run(step)
-    if config.towers.companion.base_model:
-        step = joined_step(config, towers, run(companion_step(config, dataset)))
-        towers = run(step)
-    return towers, step
+    if not config.towers.companion.base_model:
+        return towers, step
+    beside = companion_step(config, dataset)
+    joined = joined_step(config, towers, run(beside))
+    whole = {**step.config, "companion": {**beside.config["companion"], **joined.config["companion"]}}
+    return run(joined), replace(joined, config=whole)
 
 
 def towers_key(towers: TowerConfig) -> dict[str, Any]:

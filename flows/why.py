@@ -47,6 +47,7 @@ STEPS = {
 }
 # Settings that are no one's choice: earlier steps gave them.
 GIVEN = ("pins", "decision", "baseline", "baseline_version", "uncompared", "timings")
+MOVED = ("towers.companion",)  # until 2026-11-30 a part of train_towers
 SHOWN_AT_START = 3  # reasons in the line that a step begins with
 VALUE_LENGTH = 60  # characters of a setting's value
 _DIGEST = re.compile(r"[0-9a-f]{40,64}")
@@ -252,6 +253,10 @@ def _sections_whole(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[dic
     Without its companion a teacher has none of the companion's settings either, and nobody changed those.
     """
     sides = dict(old), dict(new)
+    for section in MOVED:
+        within = [{key for key in side if key == section or key.startswith(f"{section}.")} for side in sides]
+        if not all(within):  # one of them is of code that had the section in another step's key
+            sides = tuple({key: side[key] for key in side.keys() - found} for side, found in zip(sides, within, strict=True))  # type: ignore[assignment]
     for here, there in (sides, sides[::-1]):
         for section in [name for name, value in here.items() if value is None]:
             if within := {key: there.pop(key) for key in [*there] if key.startswith(f"{section}.")}:

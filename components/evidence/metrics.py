@@ -191,6 +191,8 @@ def _slice_name(name: str) -> str:
 def _towers(folder: Path) -> Metrics:
     from components.towers.train import losses_of
 
+    if "companion" in read_manifest(folder).parents:  # joined, and trained in steps of their own
+        return {}
     return _training(losses_of(folder / "query_tower") or (), ())
 
 

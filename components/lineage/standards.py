@@ -422,7 +422,8 @@ class _Events:
         """A run that made one artifact, or several, as the training makes both towers."""
         outputs = {node.digest for node in made}
         inputs = dict.fromkeys(digest for node in made for digest in node.parents.values() if digest not in outputs)
-        used = {**self._bases(outputs), **{_base_ref(model): model for node in made for _, model in other_models(node)}}
+        trained = [node for node in made if TOWERS not in node.parents]  # joining a companion and its towers trains nothing
+        used = {**self._bases(outputs), **{_base_ref(model): model for node in trained for _, model in other_models(node)}}
         bases = [_dataset("models", base.name, base.digest) for base in used.values()]
         flow = made[0].flow_run_id or self.manifest.flow_run_id or "flow"
         facets = {"parent": _facet("parent", run={"runId": _uuid(flow)}, job=self._job("release"))}
@@ -495,8 +496,13 @@ class _Events:
         return made
 
     def _bases(self, outputs: Iterable[str]) -> dict[str, BaseModelPin]:
-        pins = dict(self.manifest.pins.items())
-        return {_base_ref(b): b for role, b in self.opened.base_models.items() if pins[role.removesuffix(BESIDE)].digest in outputs}
+        return {_base_ref(base): base for role, base in self.opened.base_models.items() if self._trained_as(role) in outputs}
+
+    def _trained_as(self, role: str) -> str:
+        """Digest of what the training of a role's base model gave: of towers that were joined with a companion one of the two parts."""
+        pin = dict(self.manifest.pins.items())[role.removesuffix(BESIDE)].digest
+        parents = self.nodes[pin].parents if pin in self.nodes else {}
+        return parents.get("companion" if role.endswith(BESIDE) else TOWERS, pin)
 
     def _source(self, made: list[LineageNode]) -> list[dict[str, Any]]:
         sources = [str(node.attributes["source_digest"]) for node in made if node.attributes.get("source_digest")]

@@ -518,7 +518,7 @@ def needs_of(config: Any, facts: Facts, number_bytes: int, on_card: bool = False
         "generate_queries": Need(floor + inference, 200 * config.distillation.generated),
         "train_towers": Need(loaded + weights + training, adapters + 1_000_000, checkpoint_bytes(towers, facts), facts.judge_bytes(towers)),
         "train_companion": Need(loaded + weights + beside, small + 1_000_000, 3 * small),
-        "join_companion": Need(loaded + inference, 1_000_000),
+        "join_companion": Need(loaded + inference, 1_000_000, adapters + small),  # where the files cannot be linked
         "encode_corpus": Need(floor + inference + 6 * dimension * config.encoding.shard_size, 2 * vectors + 100 * documents),
         "encode_teacher_queries": Need(floor + inference + 8 * targets * dimension, (2 * dimension + 60) * targets),
         "build_index": Need(floor + built, 2 * vectors + 150 * documents),

@@ -174,7 +174,7 @@ def from_data(config: Any, facts: Facts, fixed: Iterable[str], room: Room, numbe
     sized = changed(config, {choice.field: choice.value for choice in kept})
 
     def peak(step: str, tried: Any) -> int:
-        """Of a training of the towers also that of their companion, whose parts of a batch are as large."""
+        """Of a training of the towers also that of their companion."""
         needs = card_needs(tried, facts, number_bytes) if on_card else needs_of(tried, facts, number_bytes)
         counted = [needs[name] for name in (step, *(["train_companion"] if step == "train_towers" else ())) if name in needs]
         return max(need.memory if isinstance(need, Need) else need for need in counted)
@@ -361,9 +361,16 @@ def card_problem(config: Any, facts: Facts, number_bytes: int, card: int) -> str
     step, most = max(card_needs(config, facts, number_bytes).items(), key=lambda pair: pair[1])
     if most <= card:
         return ""
-    cure = "give towers.sharding and more cards" if config.towers.training == "full" else "lower the lengths"
-    said = f"The step {step} needs about {_gb(most)} of the card's {_gb(card)}: take a smaller towers.base_model, {cure}, or a larger card."
+    model = _model_of(step)
+    sharded = config.towers.training == "full" and step != "train_companion"
+    cure = "give towers.sharding and more cards" if sharded else "lower the lengths"
+    said = f"The step {step} needs about {_gb(most)} of the card's {_gb(card)}: take a smaller {model}, {cure}, or a larger card."
     return f"{said} {_of_judge(facts.judge_bytes(config.towers) if step == 'train_towers' else 0)}".rstrip()
+
+
+def _model_of(step: str) -> str:
+    """The setting that names the model which a step's time and memory hang on."""
+    return "towers.companion.base_model" if step == "train_companion" else "towers.base_model"
 
 
 def busy_note(rows: Iterable[Row]) -> str:
@@ -454,8 +461,7 @@ def knob(config: Any, facts: Facts, fixed: Iterable[str], budget: float, rates: 
         words += f", or leave out {', '.join(held)}, which you set"
     else:
         heavy = max(work_of(least, facts).items(), key=lambda pair: seconds_of(pair[1], rates))[0]
-        model = "towers.companion.base_model" if heavy == "train_companion" else "towers.base_model"
-        words += f". Fewer documents would not do, since {heavy} takes most: take a smaller {model}"
+        words += f". Fewer documents would not do, since {heavy} takes most: take a smaller {_model_of(heavy)}"
     return f"{words}.{_without_judge(least, facts, needed, rates)}"
 
 

@@ -245,7 +245,7 @@ class TowerConfig(StepConfig):
         if self.companion.base_model and self.companion.pooling == "cls" and self.companion.attention == "causal":
             raise ValueError("companion.pooling cls takes the first token, which sees no other in causal attention; set it to mean or last")
         if self.companion.base_model and self.sharding != "none":
-            raise ValueError("a companion is trained in one process, before towers that one device can hold; set sharding to none")
+            raise ValueError("a companion stands beside towers that one device can hold; set sharding to none")
         return self
 
     @model_validator(mode="after")

@@ -1,5 +1,5 @@
 """Stage 1: train both towers contrastively and save them, or take a published model as it is. A killed training continues from its last
-checkpoint.
+checkpoint. A small encoder beside them, the companion, is trained apart and put beside them in a step that trains nothing.
 
 One code path serves one process and many: each process of a group runs `take_part`, the main one writes. `train_towers` starts the
 processes that the configuration asks for on this machine.
@@ -62,7 +62,7 @@ COLLAPSE_SAMPLE = 256
 Bases = tuple[BaseModel, BaseModel | None]  # of the towers, and of what judges them
 OF_TEXTS = ("pooling", "query_prompt", "document_prompt")
 JUDGE = "judge"  # the section of its settings, and what lineage calls it
-# What a companion takes of the towers' settings: what concerns data and loss.
+# What a companion takes of the towers' settings: what concerns data and loss. Its chunks are theirs too, or larger.
 SHARED = (
     "max_query_length", "max_document_length", "temperature", "warmup_share", "batch_size", "length_window", "homogeneous_batches",
     "batches_by", "suspect_margin", "checkpoint_every", "max_mean_cosine", "min_effective_rank", "precision", "seed",
@@ -120,7 +120,8 @@ def join_companion(towers: Artifact, companion: Artifact, share: float, folder: 
     shutil.copytree(towers.path, folder, copy_function=linked, ignore=of_parts, dirs_exist_ok=True)
     for role in ROLES:
         tower = f"{role}_tower"
-        shutil.copytree(companion.path / tower, folder / tower / COMPANION, copy_function=linked, ignore=shutil.ignore_patterns(".*"))
+        hidden, target = shutil.ignore_patterns(".*"), folder / tower / COMPANION
+        shutil.copytree(companion.path / tower, target, copy_function=linked, ignore=hidden, dirs_exist_ok=True)
     contracts = {role: _joined(towers.path, companion.path, role, share) for role in ROLES}
     parents = {"towers": towers.digest, "companion": companion.digest, **towers.parents}
     recorded = {"companion": open_artifact(companion.path / "query_tower").attributes["base_model"]}
@@ -158,7 +159,7 @@ def take_part(pairs: Pairs, config: TowerConfig, parents: Mapping[str, str], fol
     losses, spread = _trained(pairs, config, bases, folder, parents, label)
     if world.main:
         write_json(folder / LOG, {"loss": losses, "spread": {k: vars(v) for k, v in spread.items()}})
-        attributes = {"final_loss": round(float(np.mean(losses[-10:])), 4), "steps": config.steps}
+        attributes = {"final_loss": round(float(np.mean(losses[-10:])), 4), "steps": config.steps, **_recorded(bases[1])}
         (folder / CHECKPOINT).unlink(missing_ok=True)
         seal(folder, "towers", counts={"pairs": len(pairs.pairs)}, parents=parents, attributes=attributes)
     wait_for_all()

@@ -124,6 +124,9 @@ def test_what_the_companion_counts_is_changed_without_training_and_touches_no_pa
     own = first.shape[1] - load_tower(tmp_path / "query_tower" / COMPANION).width
     np.testing.assert_allclose(np.linalg.norm(first[:, :own], axis=1) ** 2, 0.2, atol=1e-5)
     np.testing.assert_allclose(first[:, :own] / 0.2**0.5, second[:, :own] / (1 - SHARE) ** 0.5, atol=1e-5)
+    for file in [path for path in tmp_path.rglob("*") if path.is_file()]:
+        file.unlink()
+    assert join_companion(*parts, 0.8, tmp_path).digest == other.digest  # as after a kill: the folders were left
     for folder in (*(part.path for part in parts), joined, tmp_path):  # their files are linked
         for artifact in (folder, folder / "query_tower", folder / "document_tower"):
             verify(artifact)
@@ -299,6 +302,8 @@ def test_a_change_of_one_encoder_trains_the_other_no_more_than_a_change_of_what_
         ({"steps": 9, "lora_rank": 2, "hard_negatives": 2, "learning_rate": 0.1}, {"train_towers"}),
         ({"seed": 9}, {"train_towers", "train_companion"}),
         ({"max_query_length": 9}, {"train_towers", "train_companion"}),
+        ({"chunk_size": 4}, {"train_towers"}),  # of short texts the companion takes more at once
+        ({"chunk_size": 64}, {"train_towers", "train_companion"}),
     ):
         after = keys(**changes)
         assert {name for name in before if before[name] != after[name]} == expected, changes
