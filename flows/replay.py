@@ -42,8 +42,6 @@ TOLERANCE = 1e-3
 _TIMED_KINDS = ("evaluation", "comparison")
 _ENDS = ("units", "intervals", "retention_intervals", "ndcg_lost_interval", "low", "high")
 _TIMED = ("speed", "schema_version")  # figures of the report that are times, and its form
-# What is said of the units by their values, which are compared one by one: how it is worked out changed (units of unlike sizes).
-_WORTH = ("design_effects", "words")
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ def compare_evaluations(recorded: Path, again: Path, tolerance: float = TOLERANC
     Raises ArtifactError for a folder without a readable report.
     """
     before, now = _report(recorded), _report(again)
-    figures = list(_figures(_without(before, _ENDS) if now.get("units") and not before.get("units") else before, now))
+    figures = list(_figures(_without_ends(before) if now.get("units") and not before.get("units") else before, now))
     singles = [pair for name in _tables(recorded) for pair in _values(recorded / name, again / name)]
     different = [pair for pair in (*figures, *singles) if not _same(pair, 0.0)]
     beyond = [pair for pair in figures if not _same(pair, tolerance)]
@@ -114,21 +112,18 @@ def _report(folder: Path) -> dict[str, Any]:
     found = read_json(folder / REPORT_FILE)
     if not isinstance(found, dict):
         raise ArtifactError(f"{folder / REPORT_FILE} is not an evaluation report.")
-    figures = _without({key: value for key, value in found.items() if key not in _TIMED}, _WORTH)
+    figures = {key: value for key, value in found.items() if key not in _TIMED}
     if isinstance(compared := figures.get("comparisons"), list):
         # By what they compare: a later version may compare more, and its list is longer then.
         figures["comparisons"] = {f"{c.get('system')} - {c.get('baseline')}, {c.get('metric')}": c for c in compared}
     return figures
 
 
-def _without(figures: Any, names: Sequence[str]) -> Any:
-    """The figures without those of these names, at any depth.
-
-    A report of before units were kept has intervals over single queries, which nobody computes any more; its values are compared.
-    """
+def _without_ends(figures: Any) -> Any:
+    """A report of before units were kept has intervals over single queries, which nobody computes any more; its values are compared."""
     if isinstance(figures, Mapping):
-        return {key: _without(value, names) for key, value in figures.items() if key not in names}
-    return [_without(value, names) for value in figures] if isinstance(figures, list) else figures
+        return {key: _without_ends(value) for key, value in figures.items() if key not in _ENDS}
+    return [_without_ends(value) for value in figures] if isinstance(figures, list) else figures
 
 
 def _figures(recorded: Any, found: Any, where: str = "") -> Iterator[OtherValue]:

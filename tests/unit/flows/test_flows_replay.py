@@ -146,17 +146,6 @@ def test_intervals_over_single_queries_are_not_held_against_those_over_units(fol
     assert compare_evaluations(*folders).outcome == "different"
 
 
-def test_what_units_are_worth_is_not_compared_but_the_units_are(folders: tuple[Path, Path]) -> None:
-    """It follows from values that are compared, and was worked out otherwise before."""
-    units = {"rule": "by page", "units": 4, "largest": 10, "design_effects": {"ndcg@10": 2.0}, "words": "as 20"}
-    for folder, effect in zip(folders, (2.0, 2.5), strict=True):
-        changed = {**units, "design_effects": {"ndcg@10": effect}, "words": f"as {40 / effect:.0f}"}
-        change_report(folder, lambda report, changed=changed: report.update(units=changed))  # type: ignore[misc]
-    assert compare_evaluations(*folders).outcome == "equal"
-    change_report(folders[1], lambda report: report["units"].update(units=5))
-    assert compare_evaluations(*folders).outcome == "different"
-
-
 def test_a_build_asks_for_its_servers_before_minutes_of_measuring(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replaying, "open_pinned", lambda *_: SimpleNamespace(title="release/1", manifest=SimpleNamespace(config={})))
     monkeypatch.setattr(replaying, "amend_config", lambda *_: None)
