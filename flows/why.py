@@ -254,9 +254,11 @@ def _sections_whole(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[dic
     """
     sides = dict(old), dict(new)
     for section in MOVED:
-        within = [{key for key in side if key == section or key.startswith(f"{section}.")} for side in sides]
+        within = [[key for key in side if key == section or key.startswith(f"{section}.")] for side in sides]
         if not all(within):  # one of them is of code that had the section in another step's key
-            sides = tuple({key: side[key] for key in side.keys() - found} for side, found in zip(sides, within, strict=True))  # type: ignore[assignment]
+            for side, keys in zip(sides, within, strict=True):
+                for key in keys:
+                    del side[key]
     for here, there in (sides, sides[::-1]):
         for section in [name for name, value in here.items() if value is None]:
             if within := {key: there.pop(key) for key in [*there] if key.startswith(f"{section}.")}:

@@ -4,8 +4,7 @@ The test holds the lower end of a one-sided interval of the mean difference agai
 error s it succeeds with probability Phi(margin / s - z), z being the normal quantile of the confidence. Where queries were drawn in units
 (None: each by itself), the standard error is that of a cluster sample, and z Student's quantile, by which the interval is widened then.
 Sources: Julious, Sample sizes for clinical trials with normal data, Statistics in Medicine 23 (2004), section 6; Cameron and Miller, A
-practitioner's guide to cluster-robust inference, Journal of Human Resources 50 (2015), section II; MacKinnon, Nielsen and Webb,
-Cluster-robust inference: a guide to empirical practice, Journal of Econometrics 232 (2023), for the jackknife over units of unlike sizes.
+practitioner's guide to cluster-robust inference, Journal of Human Resources 50 (2015), section II.
 
 Queries that ask for one document, or for documents of the group that the splits were made by, succeed and fail together, so 641 of them
 may say no more than 120 that were drawn one by one. The data names its group as a metadata field of the documents (the built-in set: the
@@ -107,10 +106,10 @@ def _count(units: Numbers | None, queries: int) -> int | None:
 
 
 def standard_error(differences: ArrayLike, units: Numbers | None = None) -> float:
-    """That of the mean: standard deviation (n - 1) over the root of the number of queries; with units, from the means without each of them.
+    """That of the mean: standard deviation (n - 1) over the root of the number of queries; with units, from the sums of their residuals.
 
-    Residuals would do for units of one size: a unit that holds most of the queries draws the mean to itself, so that its own residual is
-    next to nothing, and 2,300 queries that are all but one unit would look like 2,300. Infinite for a single unit of several queries.
+    Infinite for a single unit of several queries. Of units of very unlike sizes it is too small: one that holds most of the queries draws
+    the mean to itself. The gates of every release were decided by it, so another would have to come with a version of its own.
     """
     values = np.asarray(differences, dtype=np.float64)
     if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all():
@@ -118,11 +117,9 @@ def standard_error(differences: ArrayLike, units: Numbers | None = None) -> floa
     numbers = grouped(units, len(values))
     if numbers is None:
         return float(values.std(ddof=1) / math.sqrt(len(values)))
-    moved, sizes = np.bincount(numbers, weights=values - values.mean()), np.bincount(numbers)
-    if (count := len(sizes)) < 2:
-        return math.inf
-    without = moved / (len(values) - sizes)  # by how much the mean falls where a unit is left out
-    return float(math.sqrt((count - 1) / count * (without**2).sum()))
+    residuals = np.bincount(numbers, weights=values - values.mean())
+    count = len(residuals)
+    return math.inf if count < 2 else float(math.sqrt(count / (count - 1) * (residuals**2).sum()) / len(values))
 
 
 # --- Which judged queries were drawn together: the units that every interval, power and gate resamples.

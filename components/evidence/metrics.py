@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.artifacts import Artifact
+from components.artifacts import Artifact, read_manifest
 from components.evaluation.champion_comparison import KIND as COMPARISON
 from components.evaluation.champion_comparison import ComparisonSummary, load_comparison
 from components.evaluation.metrics import RETAINED

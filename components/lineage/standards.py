@@ -38,6 +38,7 @@ from components.tracking import labels
 SPECIFICATION = "1.6"
 PREFIX = "scalingnote:"
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
+TOWERS = "towers"  # the role in which towers were joined with a companion
 _SYSTEMS = {"query_encoder": "student", "query_tower": "teacher"}  # role -> its name in the evaluation
 _CODE = ("code_revision", "patch_digest", "code_digest", "lock_digest", "platform")  # of an earlier flow that made a part
 _RECORD = (

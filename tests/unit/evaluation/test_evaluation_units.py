@@ -177,17 +177,6 @@ def test_stated_power_is_how_often_an_equal_candidate_passes_also_in_few_units(c
     assert power(gaps, margin / 3, units=groups) < 0.8 and queries_needed(gaps, margin / 3, units=groups) > len(gaps)
 
 
-def test_queries_of_which_one_unit_holds_nearly_all_say_no_more_than_few_units() -> None:
-    """As of nl2bash, whose queries of one command after the other share their answers: 2,013 of 2,131 are one unit."""
-    numbers = np.repeat(np.arange(24), [2013, 25, 25, 20, 11, 7, 5, *[4] * 4, *[1] * 13])
-    rng, sizes = np.random.default_rng(3), np.bincount(numbers)
-    true = 0.02 * np.sqrt((sizes**2).sum()) / sizes.sum()
-    drawn = [rng.normal(0, 0.02, 24)[numbers] + rng.normal(0, 0.1, len(numbers)) for _ in range(100)]
-    assert np.mean([standard_error(gaps, numbers) for gaps in drawn]) == pytest.approx(true, rel=0.3)
-    assert np.mean([power(gaps, 0.02, 0.95, numbers) for gaps in drawn]) < 0.7
-    assert np.median([effective_queries(len(gaps), design_effect(gaps, numbers)) for gaps in drawn]) < 200
-
-
 def test_units_of_another_number_of_queries_are_refused() -> None:
     with pytest.raises(DataError, match="120 queries and units of the shape \\(119,\\)"):
         mean_interval(GAPS, units=np.arange(119))
