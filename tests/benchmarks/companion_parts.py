@@ -57,27 +57,35 @@ class Training:
 
 def measured(split: str) -> dict[str, list[Training]]:
     """Data and settings but the seed -> each training, by its seed."""
-    from components.artifacts import digest_of, is_complete, read_json
+    from components.artifacts import digest_of
     from components.errors import ConfigError
     from components.settings import work_folder
 
     found: dict[str, list[Training]] = defaultdict(list)
-    for path in sorted((work_folder() / "join_companion").glob("*.key.json")):
-        folder = path.with_name(path.name.removesuffix(".key.json"))
-        if not is_complete(folder):
-            continue
-        joined = read_json(path)["parts"]
-        made_of = {role: made["step"] + "/" + made["key"] for role, made in joined["inputs"].items()}
-        parts = {role: read_json(work_folder() / f"{made}.key.json")["parts"] for role, made in made_of.items()}
-        settings = {**parts["companion"]["settings"], **parts["towers"]["settings"], **joined["settings"]}
-        settings = {key.removeprefix("towers."): value for key, value in settings.items()}
+    for folder, settings, data in trainings():
         same = {key: value for key, value in settings.items() if key != "seed"}
-        data = parts["towers"]["inputs"]["dataset"]["key"]
         label = f"data {data[:12]}, settings {digest_of(same)[:12]}"
         found[label].append(training(settings["seed"], folder, work_folder() / "snapshot_data" / data, split))
     if not found:
         raise ConfigError(f"{work_folder()} holds no finished towers with a companion. Build one: scalingnote retrain --preset demo")
     return {label: sorted(runs, key=lambda run: run.seed) for label, runs in found.items()}
+
+
+def trainings() -> Iterator[tuple[Path, dict[str, Any], str]]:
+    """Of finished joined towers their folder, the settings of the whole stage, and the key of their data."""
+    from components.artifacts import is_complete, read_json
+    from components.settings import work_folder
+
+    def parts_of(made: dict[str, str]) -> Any:
+        return read_json(work_folder() / made["step"] / f"{made['key']}.key.json")["parts"]
+
+    for step in ("join_companion", "train_towers"):  # until 2026-11-30 a companion was a part of the towers' training
+        for path in sorted((work_folder() / step).glob("*.key.json")):
+            folder, parts = path.with_name(path.name.removesuffix(".key.json")), read_json(path)["parts"]
+            joined = [parts_of(parts["inputs"][role]) for role in ("companion", "towers") if role in parts["inputs"]]
+            settings = {key.removeprefix("towers."): value for part in (*joined, parts) for key, value in part["settings"].items()}
+            if settings.get("companion.base_model") and is_complete(folder):
+                yield folder, settings, (joined or [parts])[-1]["inputs"]["dataset"]["key"]
 
 
 def training(seed: int, towers: Path, data: Path, split: str) -> Training:
