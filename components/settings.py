@@ -36,6 +36,7 @@ NUMBER_FORMATS = ("float32", "bfloat16")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 LONGEST_HOME = 483  # bytes: SQLite's own limit, 504, without the name of a database in it
 CLOCK_SLACK = timedelta(minutes=5)  # between the clocks of two machines
+_unnamed: set[str] = set()  # tracking stores of homes, which `activate` put into the environment of this process
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 _CGROUPS, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
@@ -125,6 +126,11 @@ def tracking_uri() -> str:
     """The MLflow tracking server, or the embedded SQLite store (see `absolute_store`)."""
     given = os.environ.get("MLFLOW_TRACKING_URI")
     return absolute_store(given) if given else f"sqlite:///{home() / 'mlflow' / 'mlflow.db'}"
+
+
+def is_named(uri: str) -> bool:
+    """Whether somebody named this tracking store, and not `activate` for the home of that moment."""
+    return uri not in _unnamed
 
 
 def absolute_store(uri: str) -> str:
@@ -359,6 +365,8 @@ def activate() -> None:
         with suppress(OSError):
             (root / "cache" / "tmp").mkdir(exist_ok=True)
             os.environ["TMPDIR"] = str(root / "cache" / "tmp")
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        _unnamed.add(tracking_uri())
     os.environ["MLFLOW_TRACKING_URI"] = tracking_uri()
     defaults = {
         "MLFLOW_DISABLE_TELEMETRY": "true",

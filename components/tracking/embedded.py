@@ -55,7 +55,7 @@ def require_named_store() -> None:
     """
     require_whole()
     view = reader()
-    if view is not None and not view.path.exists() and view.path != own_store():
+    if view is not None and not view.path.exists() and view.path != own_store() and settings.is_named(settings.tracking_uri()):
         raise ConfigError(
             f"The tracking store {view.path} is not there, so there is nothing to tell or to change. Correct MLFLOW_TRACKING_URI, or the "
             "link that leads there; a build makes a new store."
