@@ -136,7 +136,8 @@ def is_named(uri: str) -> bool:
 def absolute_store(uri: str) -> str:
     """`uri` with the whole path of an SQLite file: the servers that we start work in the home folder, and would open another one there.
 
-    Raises ConfigError for a store in memory, which ends with every command.
+    SQLite's own addresses (`sqlite:///file:/PATH?uri=true`) stay as they are. Raises ConfigError for a store in memory, which ends with
+    every command.
     """
     kind, found, path = uri.partition("sqlite:///")
     file, mark, options = path.partition("?")
@@ -144,7 +145,8 @@ def absolute_store(uri: str) -> str:
         raise ConfigError(
             f"MLFLOW_TRACKING_URI is '{uri}', a store in memory that ends with every command. Name a file, as in sqlite:////PATH/mlflow.db."
         )
-    return f"{found}{Path(file).absolute()}{mark}{options}" if found and not kind else uri
+    of_a_file = found and not kind and not file.startswith("file:")
+    return f"{found}{Path(file).absolute()}{mark}{options}" if of_a_file else uri
 
 
 def artifact_root() -> Path:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextvars import copy_context
 from functools import partial
 from importlib.util import find_spec
 from logging import WARNING
 from multiprocessing import get_context
+from threading import Lock
 from typing import Any
 
 from prefect import task
@@ -70,13 +71,13 @@ class Worker:
     def __init__(self, job: ShardJob, place: tuple[int, int], attempts: int) -> None:
         """`place`: the worker's number, and how many there are."""
         self._job, self._place, self._attempts, self._killed = job, place, attempts, False
-        self._pool = self._fresh()
+        self._pool, self._changing = self._fresh(), Lock()
 
     def encode(self, number: int) -> int:
         """Encode shard `number`; raises WorkerLost, or what the shard raised."""
         for attempt in range(1, self._attempts + 1):
             try:
-                return self._pool.submit(encode_shard_in_worker, self._job, number).result()
+                return self._submit(number).result()
             except BrokenProcessPool:
                 self.close()
                 if self._killed:
@@ -87,12 +88,20 @@ class Worker:
 
     def kill(self) -> None:
         """End the process in the middle of its shard, which whoever goes on encodes anew."""
-        self._killed = True
-        kill_processes(self._pool)
+        with self._changing:
+            self._killed = True
+            kill_processes(self._pool)
 
     def close(self) -> None:
         """End the process."""
         self._pool.shutdown()
+
+    def _submit(self, number: int) -> Future[int]:
+        """Give the process its shard; raises BrokenProcessPool once the worker was killed."""
+        with self._changing:  # the process starts in here: a kill comes before, and nothing starts, or after, and finds it
+            if self._killed:
+                raise BrokenProcessPool("The worker was killed.")
+            return self._pool.submit(encode_shard_in_worker, self._job, number)
 
     def _fresh(self) -> ProcessPoolExecutor:
         # A forked process would hang in torch, whose threads are not forked with it. The process itself starts with its first shard.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from logging import WARNING
 from typing import Annotated, Any, Protocol, TypeVar
 
 from prefect import flow
@@ -153,7 +154,7 @@ def checked_data(config: RetrainConfig, recorder: Recorder, base: PinnedRelease)
     Raises DataError for data that breaks one, cannot be measured on, or measures by queries that `base`'s models were trained on.
     """
     from components.data.dataset import load_dataset
-    from components.data.left_out import load_seen, require_not_trained_on, require_other_queries, require_unseen
+    from components.data.left_out import load_seen, require_not_trained_on, require_unseen, shared_queries
     from components.evaluation.summarize import require_judged
     from components.evaluation.table import DEV
 
@@ -163,7 +164,8 @@ def checked_data(config: RetrainConfig, recorder: Recorder, base: PinnedRelease)
     require_judged(tables, splits, config.evaluation.query_groups)
     require_not_trained_on(tables, splits)
     if config.policy.min_off_distribution_retention is not None:
-        require_other_queries(tables, config.evaluation.extra_splits, (DEV, config.evaluation.split))
+        for said in shared_queries(tables, config.evaluation.extra_splits, (DEV, config.evaluation.split), refused=False):
+            say(f"[snapshot_dataset] {said}", WARNING)
     if (seen := load_seen(base.artifact.path)) is not None:
         require_unseen(tables, splits, seen, base.title)
     return dataset, validation

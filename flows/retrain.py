@@ -8,6 +8,7 @@ snapshot -> validate -> train towers -> encode corpus -> build index     (towers
 from __future__ import annotations
 
 from dataclasses import dataclass
+from logging import WARNING
 from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect import flow
@@ -175,7 +176,7 @@ def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
     runner that is not installed.
     """
     from components.data.dataset import load_dataset
-    from components.data.left_out import require_not_trained_on, require_other_queries
+    from components.data.left_out import require_not_trained_on, shared_queries
     from components.distillation.student import check_before_towers, width_of
     from components.distillation.train import check_sources
     from components.evaluation.summarize import require_judged
@@ -190,7 +191,8 @@ def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
     require_judged(data, splits, config.evaluation.query_groups)
     require_not_trained_on(data, splits)
     if config.policy.min_off_distribution_retention is not None:
-        require_other_queries(data, config.evaluation.extra_splits, (DEV, config.evaluation.split))
+        for said in shared_queries(data, config.evaluation.extra_splits, (DEV, config.evaluation.split), refused=True):
+            say(f"[snapshot_dataset] {said}", WARNING)
     check_sources(data, config.distillation)
     check_before_towers(config.distillation, config.towers)
     key = usable_key(config.index, len(data.documents), width_of(config.towers))

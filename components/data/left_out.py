@@ -101,8 +101,15 @@ def require_not_trained_on(dataset: Dataset, splits: Sequence[str]) -> None:
             )
 
 
-def require_other_queries(dataset: Dataset, splits: Sequence[str], than: Sequence[str]) -> None:
-    """Raise DataError when a judged query of `splits` reads as one of the splits `than`: what is measured on it says nothing of others."""
+MOST_SHARED = 0.01  # of a further split's queries: fewer move no retention by more than the noise of its measurement
+
+
+def shared_queries(dataset: Dataset, splits: Sequence[str], than: Sequence[str], refused: bool) -> list[str]:
+    """A sentence for each of `splits` and of `than` that have judged queries in common: what is measured on these says nothing of others.
+
+    Raises DataError where these are more than `MOST_SHARED` of the former and `refused` is set: a refresh at night should go on.
+    """
+    found_shared: list[str] = []
     for split in splits:
         queries = dataset.judged_queries(split)
         digests = _digests(queries["text"].tolist())
@@ -110,11 +117,15 @@ def require_other_queries(dataset: Dataset, splits: Sequence[str], than: Sequenc
             found = np.flatnonzero(np.isin(digests, _digests(dataset.judged_queries(other)["text"].tolist())))
             if len(found):
                 first = on_one_line(str(queries.iloc[int(found[0])]["query_id"]))
-                raise DataError(
+                said = (
                     f"{len(found):,} of {len(queries):,} judged queries of the split '{split}' are queries of '{other}' but for case and "
                     f"punctuation; the first is '{first}'. policy.min_off_distribution_retention asks about other queries: take them out "
                     f"of '{split}', or set it to null."
                 )
+                if refused and len(found) > MOST_SHARED * len(queries):
+                    raise DataError(said)
+                found_shared.append(said)
+    return found_shared
 
 
 def _digests(texts: Sequence[str]) -> Seen:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.errors import DataError
+from components.errors import ArtifactError, DataError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,20 +104,31 @@ def write_trec_qrels(path: Path, judgements: pd.DataFrame) -> None:
 
 
 def read_trec_run(path: Path) -> dict[str, list[tuple[str, float]]]:
-    """Query id -> (doc_id, score), best first, of a run file of our own."""
+    """Query id -> (doc_id, score), best first, of a run file of our own; raises ArtifactError for a broken one."""
     rankings: dict[str, list[tuple[str, float]]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        query, _, doc_id, _, score, _ = line.split(" ")
-        rankings.setdefault(query, []).append((doc_id, float(score)))
+    with _understood(path, "a run"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            query, _, doc_id, _, score, _ = line.split(" ")
+            rankings.setdefault(query, []).append((doc_id, float(score)))
     return rankings
 
 
 def read_trec_qrels(path: Path) -> pd.DataFrame:
-    """DataFrame[query_id, doc_id, score] of a file of judgements of our own."""
+    """DataFrame[query_id, doc_id, score] of a file of judgements of our own; raises ArtifactError for a broken one."""
     import pandas as pd
 
-    rows = [line.split(" ") for line in path.read_text(encoding="utf-8").splitlines()]
-    return pd.DataFrame([(query, doc_id, int(score)) for query, _, doc_id, score in rows], columns=["query_id", "doc_id", "score"])
+    with _understood(path, "judgements"):
+        lines = [line.split(" ") for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [(query, doc_id, int(score)) for query, _, doc_id, score in lines]
+    return pd.DataFrame(rows, columns=["query_id", "doc_id", "score"])
+
+
+@contextmanager
+def _understood(path: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read as {what} in TREC's format ({error}). Restore the release, or retrain.") from None
 
 
 def _lines(query_id: str, ranking: Ranking, tag: str) -> Iterator[str]:

@@ -110,7 +110,8 @@ def _equal_parts(values: Sequence[float], parts: int) -> list[float]:
 def _label(edges: Sequence[float], part: int) -> str:
     if not edges:
         return "all"
-    names = [f"{edge:g}" if float(f"{edge:g}") == edge else repr(edge) for edge in edges]  # two slices have no name in common
+    short = [f"{edge:g}" for edge in edges]  # as policies name them
+    names = [name if short.count(name) == 1 else repr(edge) for name, edge in zip(short, edges, strict=True)]
     if part == 0:
         return f"under {names[0]}"
     return f"{names[part - 1]} to under {names[part]}" if part < len(edges) else f"{names[-1]} and above"

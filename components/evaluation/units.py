@@ -416,9 +416,11 @@ def seeded_interval(
     freedom = _freedom(rows, slopes, numbers, count)
     found = _scaled(value, draws, confidence, _widening(freedom, confidence))
     no_difference = 1.0 if statistic == "ratio" else 0.0
-    chance = _two_sided(value - no_difference, float(draws.std(ddof=1)), freedom) if np.isfinite(draws).all() else None
-    # Where few units all say the same there is no spread, and chance is not nothing: signs alone would fall so once in 2 ** (count - 1).
-    chance = None if chance is None else min(1.0, max(chance, 2.0 ** (1 - count)))
+    spread = float(draws.std(ddof=1)) if np.isfinite(draws).all() else math.nan
+    chance = None if math.isnan(spread) else _two_sided(value - no_difference, spread, freedom)
+    if chance is not None and spread < 1e-9:
+        # Few units that all say the same have no spread, and chance is not nothing: signs alone would fall so once in 2 ** (count - 1).
+        chance = min(1.0, max(chance, 2.0 ** (1 - count)))
     measured = Interval(value, *found, None if numbers is None else count, chance)
     return _not_below_zero(measured, *rows) if statistic == "ratio" else measured
 

@@ -64,7 +64,7 @@ def announced(url: str) -> Iterator[None]:
     """Note the address of a server with sign-in as long as the block runs; the note is locked until this process ends, however it does."""
     write_json(_note(), {"url": url, "pid": os.getpid(), "locked": True})
     with _note().open("r+b") as note:
-        settings.locked(note, wait=False)
+        settings.locked(note)  # who looks whether we live holds it for an instant
         try:
             yield
         finally:

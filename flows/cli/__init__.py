@@ -21,14 +21,18 @@ ENDINGS: dict[int, str] = {
     signal.SIGXCPU: "It may take no more processor time (`ulimit -t`). Finished steps are kept: raise the limit and run it again.",
 }
 _told: list[int] = []  # the signals that came while a command ran, the first of which counts
+_raised: list[int] = []  # the one of them that ended it
 
 
-class Ended(BaseException):
-    """A signal has told the command to end, and it does so as at Ctrl-C."""
+class Ended(SystemExit):
+    """A signal has told the command to end, and it does so as at Ctrl-C.
+
+    A SystemExit, since an event loop swallows whatever else a callback raises. `main` and `start` look for it before any other.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(ENDINGS[number])
-        self.number = number
+        self.number, self.code = number, 128 + number
 
 
 def start() -> int:
@@ -71,13 +75,18 @@ def _end(number: int, _frame: Any) -> None:
     """Raise what ends the command where it is.
 
     A flow, or torch's launcher, listens to SIGTERM itself, to close its run or its processes before it hands the signal on: so it is told
-    of any other one by that. A closed terminal is told twice, and a spent limit every second, which must not disturb the tidying up.
+    of any other one by that, if anybody listens (our parent may have had us ignore it). A closed terminal is told twice, a spent limit
+    every second, and `timeout` tells us and our group: whatever comes after the first must not disturb the tidying up.
     """
+    if _raised:
+        return
     _told.append(number)
     _answer([signal.SIGHUP, signal.SIGXCPU], signal.SIG_IGN)
-    if number != signal.SIGTERM and signal.getsignal(signal.SIGTERM) is not _end:
+    listening = signal.getsignal(signal.SIGTERM)
+    if number != signal.SIGTERM and listening is not _end and callable(listening):
         os.kill(os.getpid(), signal.SIGTERM)
         return
+    _raised.append(number)
     raise Ended(_told[0])
 
 

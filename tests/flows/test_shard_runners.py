@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -118,6 +119,33 @@ def test_a_full_disk_keeps_the_finished_shards(tmp_path: Path) -> None:
     assert is_disk_full(caught.value)
     assert list((tmp_path / "out").glob(".*.tmp")) == []
     assert encoded(tmp_path, encoder).digest == encoded(tmp_path / "straight", words(tmp_path / "calm")).digest
+
+
+def test_a_worker_that_was_killed_starts_no_other_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between two processes, or before its first, it encoded a shard to its end."""
+    worker = encoding.Worker(None, (0, 1), 3)  # type: ignore[arg-type]
+    started: list[int] = []
+
+    class Dying(encoding.ProcessPoolExecutor):
+        def __init__(self) -> None:
+            self._processes = {}
+
+        def submit(self, *_: object) -> Future[int]:  # type: ignore[override]
+            started.append(1)
+            raise encoding.BrokenProcessPool
+
+        def shutdown(self) -> None: ...  # type: ignore[override]
+
+    def fresh() -> Dying:
+        worker.kill()  # as another thread would right now
+        return Dying()
+
+    worker._pool = Dying()
+    monkeypatch.setattr(worker, "_fresh", fresh)
+    for _ in range(2):
+        with pytest.raises(encoding.BrokenProcessPool):
+            worker.encode(0)
+    assert started == [1]
 
 
 def test_a_worker_ends_with_its_parent(tmp_path: Path) -> None:

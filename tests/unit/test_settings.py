@@ -242,6 +242,7 @@ def test_a_store_in_a_file_is_named_by_its_whole_path_for_all_that_start_elsewhe
         ("sqlite:///store.db", f"sqlite:///{tmp_path}/store.db"),
         ("sqlite:///a/b.db?timeout=5", f"sqlite:///{tmp_path}/a/b.db?timeout=5"),
         ("sqlite:////var/store.db", "sqlite:////var/store.db"),
+        ("sqlite:///file:/data/m.db?mode=rw&uri=true", "sqlite:///file:/data/m.db?mode=rw&uri=true"),
         ("http://mlflow:5000", "http://mlflow:5000"),
         ("postgresql+psycopg://u:p@db/x?y=sqlite:///", "postgresql+psycopg://u:p@db/x?y=sqlite:///"),
     ):

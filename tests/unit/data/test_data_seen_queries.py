@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from components.data.dataset import Dataset
-from components.data.left_out import SEEN_FILE, load_seen, require_other_queries, require_unseen, seen_queries, write_seen
+from components.data.left_out import SEEN_FILE, load_seen, require_unseen, seen_queries, shared_queries, write_seen
 from components.errors import ArtifactError, DataError
 
 
@@ -77,7 +77,16 @@ def test_without_a_train_query_the_list_is_empty(tmp_path: Path) -> None:
 
 def test_a_further_split_of_dev_or_test_queries_under_another_name_is_no_other_queries() -> None:
     given = data(train=["x"], dev=["Heart attack"], test=["fever", "cough"], others=["sore throat", "heart  ATTACK?"], mine=["pain"])
-    require_other_queries(given, ["mine"], ["dev", "test"])
-    require_other_queries(given, ["others"], ["test", "absent"])
+    assert shared_queries(given, ["mine"], ["dev", "test"], refused=True) == []
+    assert shared_queries(given, ["others"], ["test", "absent"], refused=True) == []
     with pytest.raises(DataError, match="1 of 2 judged queries of the split 'others' are queries of 'dev' but for case and punctuation"):
-        require_other_queries(given, ["mine", "others"], ["dev", "test"])
+        shared_queries(given, ["mine", "others"], ["dev", "test"], refused=True)
+    (said,) = shared_queries(given, ["mine", "others"], ["dev", "test"], refused=False)
+    assert "1 of 2 judged queries of the split 'others'" in said
+
+
+def test_one_shared_query_in_a_hundred_is_told_and_does_not_stop_a_training() -> None:
+    given = data(train=["x"], dev=["heart attack"], test=["fever"], others=["fever", *(f"pain {n}" for n in range(99))])
+    (said,) = shared_queries(given, ["others"], ["dev", "test"], refused=True)
+    assert said.startswith("1 of 100 judged queries of the split 'others' are queries of 'test'")
+    assert shared_queries(given, ["others"], ["dev"], refused=True) == []

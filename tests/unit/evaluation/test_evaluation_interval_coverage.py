@@ -108,3 +108,10 @@ def test_chances_of_a_table_are_corrected_for_their_number() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])  # 3 times 0.01, 2 times 0.03, and never below the one before
     assert holm([0.5, 0.9]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+def test_few_units_with_a_spread_have_the_chance_that_their_spread_says() -> None:
+    """Signs alone would give four units no chance below 0.125; that is asked of differences without any spread."""
+    gains = np.array([0.50, 0.51, 0.49, 0.50])
+    spread, none = seeded_interval([gains], [gains * 0]).p, seeded_interval([np.full(4, 0.5)], [np.zeros(4)]).p
+    assert spread is not None and spread < 0.01 and none == 0.125

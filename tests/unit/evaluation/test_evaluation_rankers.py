@@ -9,11 +9,11 @@ import ir_measures
 import pytest
 
 from components.data.dataset import Dataset
-from components.errors import DataError, SpaceMismatch
+from components.errors import ArtifactError, DataError, SpaceMismatch
 from components.evaluation import bm25 as baselines
 from components.evaluation.bm25 import GRID, Bm25Documents, Bm25Ranker, bm25_ranker
 from components.evaluation.config import EvaluationConfig
-from components.evaluation.metrics import write_trec_qrels, write_trec_run
+from components.evaluation.metrics import read_trec_qrels, read_trec_run, write_trec_qrels, write_trec_run
 from components.evaluation.rankers import DenseRanker, symmetric_ranker
 from components.evaluation.report import Bm25Setup
 from tests.encoders import WordEncoder, dataset_of
@@ -241,3 +241,11 @@ def test_judgements_are_written_as_trec_eval_reads_them(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="'a b' cannot stand in a TREC file"):
         write_trec_qrels(tmp_path / "other.trec", judged.assign(doc_id="a b"))
     assert not (tmp_path / "other.trec").exists()
+
+
+@pytest.mark.parametrize("content", [b"q1 0 a\n", b"q1 0 a x y z\n", b"\xff\n"])
+def test_a_broken_trec_file_is_named_with_what_to_do(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "broken.trec").write_bytes(content)
+    for read in (read_trec_run, read_trec_qrels):
+        with pytest.raises(ArtifactError, match=r"broken\.trec cannot be read as .* Restore the release, or retrain"):
+            read(tmp_path / "broken.trec")

@@ -52,8 +52,14 @@ def test_length_is_counted_in_words_and_cut_at_the_edges() -> None:
 
 def test_edges_that_lie_close_give_slices_of_different_names() -> None:
     queries = {"q1": "a", "q2": "a b", "q3": "a b c"}
+    found = labels(data(queries), SliceConfig(name="length", kind="query_length", edges=(0.5, 1.5000001, 1.5000002)))
+    assert set(found.values()) == {"0.5 to under 1.5000001", "1.5000002 and above"}
+
+
+def test_edges_that_lie_apart_keep_the_short_names_that_policies_name() -> None:
+    queries = {"q1": "a", "q2": "a b", "q3": "a b c"}
     found = labels(data(queries), SliceConfig(name="length", kind="query_length", edges=(1.5000001, 2.5000001)))
-    assert set(found.values()) == {"under 1.5000001", "1.5000001 to under 2.5000001", "2.5000001 and above"}
+    assert set(found.values()) == {"under 1.5", "1.5 to under 2.5", "2.5 and above"}
 
 
 def test_without_edges_the_parts_are_of_equal_size() -> None:

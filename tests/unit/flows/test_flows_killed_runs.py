@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,7 +21,7 @@ import pytest
 from components.tracking.provenance import collect_provenance
 from components.tracking.runs import open_flow_run
 from components.tracking.store import client
-from flows import servers
+from flows import cli, servers
 from flows.recorder import recorded_flow
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -168,6 +171,44 @@ def test_a_command_that_is_told_to_end_says_so_and_has_its_exit_status(number: s
 def test_a_command_under_nohup_outlives_its_terminal(home: Path) -> None:
     code, _, _, said = ended(WITHOUT, signal.SIGHUP, signal.SIGTERM, ignored=signal.SIGHUP)
     assert code == 143 and "SIGTERM" in said
+
+
+@pytest.fixture
+def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This process answers signals as a command does."""
+    monkeypatch.setattr(cli, "_told", [])
+    monkeypatch.setattr(cli, "_raised", [])
+    before = {number: signal.signal(number, cli._end) for number, _ in ENDS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGXCPU])
+def test_a_command_whose_parent_ignores_sigterm_ends_with_its_terminal(number: signal.Signals, listening: None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with pytest.raises(cli.Ended) as told:
+        os.kill(os.getpid(), number)
+        time.sleep(1)
+    assert (told.value.number, told.value.code) == (number, 128 + number)
+
+
+def test_a_second_signal_does_not_disturb_the_tidying_up(listening: None) -> None:
+    with pytest.raises(cli.Ended):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+    for number, _ in ENDS:
+        os.kill(os.getpid(), number)
+
+
+def test_a_signal_within_a_callback_of_an_event_loop_is_not_swallowed(listening: None) -> None:
+    loop = asyncio.new_event_loop()
+    loop.call_soon(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        with pytest.raises(cli.Ended):
+            loop.run_until_complete(asyncio.sleep(1))
+    finally:
+        loop.close()
 
 
 @pytest.mark.parametrize(("number", "named"), ENDS)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import stat
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
@@ -32,6 +34,25 @@ def test_running_server_is_found_as_long_as_it_is_announced(note: Path) -> None:
     with sign_in.announced(URL):
         assert sign_in.running_server() == URL
     assert sign_in.running_server() is None and not note.exists()
+
+
+def test_a_client_that_looks_at_the_note_for_an_instant_leaves_it_locked(note: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock was not waited for: the note said that it was locked, and nobody found the server."""
+    write, looking = sign_in.write_json, Timer(0.2, lambda: fcntl.flock(client, fcntl.LOCK_UN))
+
+    def looked_at(path: Path, content: object) -> None:
+        nonlocal client
+        write(path, content)
+        client = os.open(path, os.O_RDONLY)
+        fcntl.flock(client, fcntl.LOCK_SH)
+        looking.start()
+
+    client = -1
+    monkeypatch.setattr(sign_in, "write_json", looked_at)
+    with sign_in.announced(URL):
+        assert sign_in.running_server() == URL
+    looking.join()
+    os.close(client)
 
 
 def test_nobody_is_sent_a_password_after_the_server_was_killed(note: Path) -> None:
