@@ -356,7 +356,11 @@ def _longest(base: BaseModel, settings: dict[str, Any]) -> int | None:
     stated, positions = settings.get("max_seq_length"), getattr(config, "max_position_embeddings", None)
     limits = [stated] if isinstance(stated, int) else [tokenizer.model_max_length, positions]
     # A length that its table of positions lacks would end the process on a GPU.
-    known = [limit for limit in (*limits, position_limit(model_without_memory(base))) if isinstance(limit, int) and 0 < limit < 10**6]
+    known = [
+        limit
+        for limit in (*limits, position_limit(model_without_memory(base, finished=True)))
+        if isinstance(limit, int) and 0 < limit < 10**6
+    ]
     return min(known, default=None)
 
 
