@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from components.distillation.student.initial import published_length
 from components.errors import ArtifactError, CollapseError, ConfigError, ModelError
 from components.towers.base_models import resolve_base
 from components.towers.config import TowerConfig
@@ -55,6 +56,18 @@ def test_a_tower_gives_the_vectors_of_sentence_transformers(name: str, forms: di
         assert np.abs(tower.encode(TEXTS) - wanted).max() < 1e-4
         assert np.abs(np.stack([tower.encode([text])[0] for text in TEXTS]) - wanted).max() < 1e-4
     assert query.space_id == document.space_id
+
+
+@pytest.mark.parametrize("place", ["tokenizer_args", "processor_kwargs"])
+def test_the_length_that_a_tokenizer_is_told_is_the_longest_and_where_it_pads_is_no_matter(
+    place: str, forms: dict[str, Path], tmp_path: Path, home: Path
+) -> None:
+    model = shutil.copytree(forms["bge"], tmp_path / "model")
+    harmless = {"use_safetensors": True, "low_cpu_mem_usage": True, "revision": "main", "cache_dir": None}
+    told = {place: {"padding_side": "left", "model_max_length": 20, "local_files_only": True}}
+    (model / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 30, "model_args": harmless, **told}))
+    config = as_it_is(model)
+    assert (config.max_query_length, config.max_document_length, published_length(str(model))) == (20, 20, 20)
 
 
 def test_the_contract_shows_what_the_model_brings(forms: dict[str, Path], tmp_path: Path, home: Path) -> None:
