@@ -92,14 +92,18 @@ def test_a_student_that_is_large_is_cut_without_its_numbers_before_the_towers(
     def loaded(*given: object) -> None:
         raise AssertionError("its weights were read")
 
+    def refused(*given: object) -> None:
+        raise ModelError("Take it whole.")
+
     monkeypatch.setattr(initial, "TRIED_BYTES", most)
     monkeypatch.setattr(initial, "free_memory", lambda: free)
     monkeypatch.setattr(initial, "load_small_encoder", loaded)
     initial._try.cache_clear()
     towers = TowerConfig(base_model="tiny-decoder")
     check_before_towers(DistillationConfig(student="tiny-encoder"), towers)
-    with pytest.raises(ModelError, match="ask for 1 to|prune"):
-        check_before_towers(DistillationConfig(student="tiny-encoder", layers=1, prune_to=(1,)), towers)
+    with monkeypatch.context() as patched, pytest.raises(ModelError, match="Take it whole"):
+        patched.setattr(initial, "keep_layers", refused)
+        check_before_towers(DistillationConfig(student="tiny-encoder", layers=1), towers)
     monkeypatch.setattr(initial, "TRIED_BYTES", 2**40)
     monkeypatch.setattr(initial, "free_memory", lambda: 2**40)
     initial._try.cache_clear()
