@@ -406,7 +406,7 @@ def keep_layers(model: Any, numbers: Sequence[int], name: str, finished: bool = 
     if list(numbers) == list(range(total)):
         return
     owner, attribute = layer_stack(model, name)
-    if not finished and getattr(model.config.get_text_config(), "num_kv_shared_layers", 0):  # Gemma 3n and 4
+    if not finished and getattr(model.config.get_text_config(), "num_kv_shared_layers", False):  # Gemma 3n and 4
         raise ModelError(f"'{name}' has upper layers that take keys and values of lower ones, so that none can be cut. Take it whole.")
     stack = getattr(owner, attribute)
     setattr(owner, attribute, ModuleList([stack[i] for i in numbers]))
