@@ -137,6 +137,8 @@ def require_states(model: Any, name: str, width: int) -> None:
         ) from None
     if alone.shape[1] != width:
         raise ModelError(f"A state of '{name}' has {alone.shape[1]} numbers, and its configuration says {width}. Use another model.")
+    if not alone.isfinite().all():
+        raise ModelError(f"'{name}' gives values that are not finite for a short text. Fetch the weights again, or use another model.")
     again, level, padded = (float(((alone - other).norm(dim=1) / alone.norm(dim=1)).mean()) for other in others)
     tolerance = _COMPANY[min(4, model.dtype.itemsize)]
     # Asked so that what is no number is refused. What differs when it is read again draws by chance, and has no measure in `level`.

@@ -123,7 +123,7 @@ def test_weights_that_are_not_finite_are_refused_before_anything_is_built_on_the
     name = next(name for name in weights if "word_embeddings" in name)
     weights[name] = np.full_like(weights[name], np.nan)
     save_file(weights, model / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ModelError, match=r"gives values that are not finite for 64 of 64 texts.*Fetch the weights again"):
+    with pytest.raises(ModelError, match=r"gives values that are not finite for a short text.*Fetch the weights again"):
         towers_of(as_it_is(model), tmp_path / "towers")
     student = bare_student(Source(DistillationConfig(student=str(model), precision="float32"), documents(), None))
     with pytest.raises(ModelError, match=f"not finite for {len(TEXTS)} of {len(TEXTS)} texts"):
