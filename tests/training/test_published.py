@@ -125,7 +125,10 @@ def test_weights_that_are_not_finite_are_refused_before_anything_is_built_on_the
     save_file(weights, model / "model.safetensors", {"format": "pt"})
     with pytest.raises(ModelError, match=r"gives values that are not finite for a short text.*Fetch the weights again"):
         towers_of(as_it_is(model), tmp_path / "towers")
-    student = bare_student(Source(DistillationConfig(student=str(model), precision="float32"), documents(), None))
+    with pytest.raises(ModelError, match="not finite for a short text"):
+        bare_student(Source(DistillationConfig(student=str(model), precision="float32"), documents(), None))
+    student = bare_student(Source(DistillationConfig(student=str(forms["bge"]), precision="float32"), documents(), None))
+    student.model.get_input_embeddings().weight.data.fill_(float("nan"))
     with pytest.raises(ModelError, match=f"not finite for {len(TEXTS)} of {len(TEXTS)} texts"):
         student.encode(TEXTS)
     spread = measure_spread(np.full((4, 8), np.nan, np.float32))
