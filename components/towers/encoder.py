@@ -379,7 +379,7 @@ def _with_adapter(folder: Path, contract: EncodingContract, precision: str) -> t
     base = _base_of(folder, contract)
     if adapter_digest(folder) != contract.adapter_digest:
         raise ArtifactError(f"{folder}: the adapter is not the one its contract names. Restore it, or retrain.")
-    decoder, tokenizer = load_decoder(base, precision, contract.attention)
+    decoder, tokenizer = load_decoder(base, precision, contract.attention, finished=True)
     return PeftModel.from_pretrained(decoder, str(folder / ADAPTER)).merge_and_unload(), tokenizer
 
 
@@ -390,7 +390,7 @@ def _as_published(folder: Path, contract: EncodingContract, precision: str) -> t
     head = published.head if published else ()
     if head_digest(base, head) != contract.head_digest or contract.adapter_digest is not None:
         raise ArtifactError(f"{folder}: the weights are not those its contract names. Restore the tower, or retrain.")
-    return *load_decoder(base, precision, asked_attention(published, contract.attention)), load_head(base, head)
+    return *load_decoder(base, precision, asked_attention(published, contract.attention), finished=True), load_head(base, head)
 
 
 def _base_of(folder: Path, contract: EncodingContract) -> BaseModel:

@@ -175,8 +175,11 @@ def require_positions(base: BaseModel, longest: int, setting: str) -> None:
         raise ModelError(f"{setting} is {longest}, but '{base.name}' has positions for {limit} tokens. Set {setting} to {limit} at most.")
 
 
-def model_without_memory(base: BaseModel, dtype: torch.dtype | None = None) -> Any:
-    """The model's modules with all their shapes, and no numbers in them; of `dtype`, else as the model was saved. Raises ModelError."""
+def model_without_memory(base: BaseModel, dtype: torch.dtype | None = None, finished: bool = False) -> Any:
+    """The model's modules with all their shapes, and no numbers in them; of `dtype`, else as the model was saved. Raises ModelError.
+
+    `finished`: as for `keep_layers`.
+    """
     import torch
     from transformers import AutoModel
 
@@ -187,7 +190,7 @@ def model_without_memory(base: BaseModel, dtype: torch.dtype | None = None) -> A
     except base.faults as error:
         raise ModelError(f"The model '{base.name}' cannot be loaded: {why_unloadable(error)}") from None
     if base.layers is not None:
-        keep_layers(model, base.layers, base.name)
+        keep_layers(model, base.layers, base.name, finished)
     return model
 
 

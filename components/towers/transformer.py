@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from components.errors import ModelError
 from components.towers.contract import mixed_formats
-from components.towers.device import autocast
+from components.towers.device import autocast, pick_device
 from components.towers.tokens import pad_batch
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ _LONGER = [5, 6, 7, 8, 9, 6]
 # Rounding can differ where experts are chosen by token; attention changes a state by far more.
 _TOLERANCE = 1e-3
 _COMPANY = {4: 1e-4, 2: 0.15}  # what a state may differ by beside a longer text, by bytes of a number; Gemma's rounds by .04 in half
+_BESIDE_LEVEL = 5  # times what it differs by beside a text of its own length, which no padding comes with
 # What a model's own code raises where it was not made for texts alone.
 FAULTS = (TypeError, AttributeError, ValueError, LookupError, RuntimeError, AssertionError, ImportError)
 
@@ -119,23 +120,29 @@ def text_part(model: Any) -> Any:
 def require_states(model: Any, name: str, width: int) -> None:
     """Raise ModelError for a model whose states would make wrong vectors: that fails on texts, or reads the padding of a batch.
 
-    `width`: of a state by the configuration. A text is read alone and beside a longer one: what mixes neighbours (convolutions, a Fourier
-    transform) or draws hashes by chance gives it other states there, so that its vector would hang on the batch that it came in.
+    `width`: of a state by the configuration. A text is read alone, and beside a longer one: what mixes neighbours (convolutions, a Fourier
+    transform) or draws hashes by chance gives it other states there, so that its vector would hang on the batch that it came in. What
+    rounding does to it beside a text of its own length, experts that are chosen by token above all, is no fault of the padding.
     """
     import torch
 
     row = _ROWS[0]
     try:
         with torch.no_grad():
-            batches = (_batch(rows, model.device) for rows in ([row], [row, [*_LONGER, *_LONGER]]))
-            alone, beside = (model(**batch).last_hidden_state[0, : len(row)].float() for batch in batches)
+            batches = (_batch(rows, model.device) for rows in ([row], [row], [row, _ROWS[1]], [row, [*_LONGER, *_LONGER]]))
+            alone, *others = (model(**batch).last_hidden_state[0, : len(row)].float() for batch in batches)
     except FAULTS as error:
         raise mixed_formats(name, error) or ModelError(
             f"'{name}' cannot be run on texts alone ({_said(error)}). Use another model."
         ) from None
     if alone.shape[1] != width:
         raise ModelError(f"A state of '{name}' has {alone.shape[1]} numbers, and its configuration says {width}. Use another model.")
-    if float(((alone - beside).norm(dim=1) / alone.norm(dim=1)).mean()) > _COMPANY[min(4, model.dtype.itemsize)]:
+    if not alone.isfinite().all():
+        raise ModelError(f"'{name}' gives values that are not finite for a short text. Fetch the weights again, or use another model.")
+    again, level, padded = (float(((alone - other).norm(dim=1) / alone.norm(dim=1)).mean()) for other in others)
+    tolerance = _COMPANY[min(4, model.dtype.itemsize)]
+    # Asked so that what is no number is refused. What differs when it is read again draws by chance, and has no measure in `level`.
+    if not (again <= tolerance and padded <= max(tolerance, _BESIDE_LEVEL * level)):
         raise ModelError(
             f"'{name}' gives a text other states beside a longer one: it reads the padding of a batch, so that a text would have another "
             "vector in every company. Use another model."
@@ -143,9 +150,14 @@ def require_states(model: Any, name: str, width: int) -> None:
 
 
 def require_format(model: Any, name: str, dtype: torch.dtype) -> None:
-    """Raise ModelError for a model whose code fails under autocast to `dtype`, in which it is to be trained (DeBERTa's first version)."""
+    """Raise ModelError for a model whose code fails under autocast to `dtype`, in which it is to be trained (DeBERTa's first version).
+
+    A model that lies on the processor and will be trained on a GPU is not tried: its kernels are others there.
+    """
     import torch
 
+    if pick_device().type != model.device.type:
+        return
     try:
         with torch.no_grad(), autocast(model.device, dtype):
             model(**_batch([*_ROWS, _LONGER], model.device))
@@ -385,22 +397,26 @@ _OF_LAYERS = re.compile(r"layer|block|attention_window|intermediate_size|sparsit
 _PLACE = re.compile(r"(layer|block)_?(idx|id|index|number)")
 
 
-def keep_layers(model: Any, numbers: Sequence[int], name: str) -> None:
-    """Cut `model` down to the layers `numbers`, in that order, and its configuration. Raises ModelError for a cut that it cannot say."""
+def keep_layers(model: Any, numbers: Sequence[int], name: str, finished: bool = False) -> None:
+    """Cut `model` down to the layers `numbers`, in that order, and its configuration. Raises ModelError for a cut that it cannot say.
+
+    `finished`: the cut is that of a saved encoder, which its probes guard; what would be refused today still has to open.
+    """
     from torch.nn import ModuleList
 
     total = layer_count(model, name)
     if list(numbers) == list(range(total)):
         return
     owner, attribute = layer_stack(model, name)
-    if getattr(model.config.get_text_config(), "num_kv_shared_layers", 0):  # Gemma 3n and 4
+    if not finished and getattr(model.config.get_text_config(), "num_kv_shared_layers", False):  # Gemma 3n and 4
         raise ModelError(f"'{name}' has upper layers that take keys and values of lower ones, so that none can be cut. Take it whole.")
     stack = getattr(owner, attribute)
     setattr(owner, attribute, ModuleList([stack[i] for i in numbers]))
     for place, layer in enumerate(getattr(owner, attribute)):
         _renumber(layer, place)
     _cut_config(model.config.get_text_config(), numbers, total)
-    _require_same(model, numbers, name)
+    if not finished:
+        _require_same(model, numbers, name)
 
 
 def _renumber(layer: Any, place: int) -> None:
@@ -451,7 +467,7 @@ def _settings(model: Any, name: str) -> Mapping[str, Any]:
     told = (bool, int, float, str)
     owner, attribute = layer_stack(model, name)
     return {
-        f"layer {place}: {path}.{key}": value
+        f"layer {place}: {path}.{key}": "nan" if value != value else value  # which would differ from itself
         for place, layer in enumerate(getattr(owner, attribute))
         for path, module in layer.named_modules()
         for key, value in vars(module).items()

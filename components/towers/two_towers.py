@@ -287,10 +287,12 @@ def _shard(model: Any, options: dict[str, Any]) -> None:
 KEPT_SHARE = 0.5  # of the free memory for what a chunk keeps, before the layers are worked out twice instead
 
 
-def load_decoder(base: BaseModel, precision: str, attention: str = "causal", empty: bool = False) -> tuple[Any, Any]:
+def load_decoder(
+    base: BaseModel, precision: str, attention: str = "causal", empty: bool = False, finished: bool = False
+) -> tuple[Any, Any]:
     """The model without its language head, and its tokenizer; raises ModelError when it cannot be loaded.
 
-    `empty`: its modules with all their shapes, and no numbers in them.
+    `empty`: its modules with all their shapes, and no numbers in them. `finished`: for a saved tower, as for `keep_layers`.
     """
     from torch.nn import Identity
     from transformers.utils import logging
@@ -306,7 +308,7 @@ def load_decoder(base: BaseModel, precision: str, attention: str = "causal", emp
         raise ModelError(f"The model '{base.name}' cannot be loaded: {why_unloadable(error)}") from None
     require_embeddings(base, model, tokenizer)
     if base.layers is not None and not empty:
-        keep_layers(model, base.layers, base.name)
+        keep_layers(model, base.layers, base.name, finished)
     settle(model)
     if getattr(model, "pooler", None) is not None:
         # An encoder's own pooler takes no part here; its weights would be trained and saved for nothing. SqueezeBERT calls what is there.

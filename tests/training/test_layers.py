@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from components.errors import ModelError
+from components.towers import transformer
 from components.towers.base_models import resolve_base
 from components.towers.config import TowerConfig
 from components.towers.encoder import load_tower
 from components.towers.model_size import non_embedding_parameters
 from components.towers.train import train_towers
-from components.towers.transformer import first_and_last, keep_layers
+from components.towers.transformer import first_and_last, keep_layers, require_format, require_states
 from components.towers.two_towers import load_decoder
 from tests.training.tiny_world import documents, pairs, queries
 
@@ -68,6 +71,68 @@ def test_the_kinds_of_attention_stay_with_their_layers() -> None:
     keep_layers(model, (0, 2), "tiny-gemma")
     assert model.config.layer_types == ["sliding_attention", "full_attention"]
     assert model(torch.tensor([[1, 2, 3]])).last_hidden_state.shape == (1, 3, 32)
+
+
+def test_a_saved_tower_opens_on_a_cut_that_is_refused_today(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cut that began to be refused after a release closed the towers that the release had."""
+    config = TowerConfig(base_model="decoder-32x3@2", pooling="mean", steps=1, batch_size=4, lora_rank=2, precision="float32")
+    train_towers(pairs(), config.model_copy(update={"max_mean_cosine": 1.0, "min_effective_rank": 1.0}), {}, tmp_path)
+
+    def refused(*given: object) -> None:
+        raise ModelError("Take it whole.")
+
+    monkeypatch.setattr(transformer, "_require_same", refused)
+    assert load_tower(tmp_path / "query_tower", "float32").encode(["kidney"]).shape == (1, 32)
+    with pytest.raises(ModelError, match="Take it whole"):
+        load_decoder(resolve_base("decoder-32x3@2", TEXTS), "float32")
+
+
+def test_a_setting_of_a_layer_that_is_no_number_is_equal_to_itself() -> None:
+    from transformers import BertConfig, BertModel
+
+    class Odd(BertModel):
+        def __init__(self, config: BertConfig) -> None:
+            super().__init__(config)
+            for layer in self.encoder.layer:
+                layer.scale = float("nan")
+
+    small = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 3}
+    model = Odd(BertConfig(**small))
+    keep_layers(model, (0, 2), "odd")
+    assert model.config.num_hidden_layers == 2
+
+
+class Said:
+    """A model whose states are ones: `level` more beside a text of equal length, `padded` more beside a longer one."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self, level: float, padded: float) -> None:
+        self.level, self.padded = level, padded
+
+    def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **other: object) -> SimpleNamespace:
+        more = (self.level if attention_mask.all() else self.padded) if len(input_ids) > 1 else 0.0
+        return SimpleNamespace(last_hidden_state=torch.full((*input_ids.shape, 4), 1 + more))
+
+
+@pytest.mark.parametrize(
+    ("level", "padded", "refused"),
+    [(0, 1e-3, True), (4e-4, 1e-3, False), (4e-4, 4e-3, True), (0, float("nan"), True), (float("nan"), 1e-3, True)],
+)
+def test_what_a_padded_batch_does_is_held_against_what_an_unpadded_one_does(level: float, padded: float, refused: bool) -> None:
+    with pytest.raises(ModelError, match="reads the padding") if refused else nullcontext():
+        require_states(Said(level, padded), "said", 4)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_format_is_tried_on_the_processor_only_for_a_training_there(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(**batch: object) -> None:
+        raise ValueError("no kernel")
+
+    failing.device = torch.device("cpu")  # type: ignore[attr-defined]
+    monkeypatch.setattr(transformer, "pick_device", lambda: torch.device(device))
+    with pytest.raises(ModelError, match="cannot be trained in bfloat16") if device == "cpu" else nullcontext():
+        require_format(failing, "said", torch.bfloat16)
 
 
 @pytest.mark.parametrize(

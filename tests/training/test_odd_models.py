@@ -18,6 +18,7 @@ from components.distillation.student.initial import Source, bare_student, load_s
 from components.distillation.student.storage import load_student, save_student
 from components.errors import ModelError
 from components.planning.facts import shape_of_base
+from components.towers import transformer
 from components.towers.base_models import resolve_base
 from components.towers.config import TowerConfig
 from components.towers.contract import save_contract, space_id_of
@@ -402,7 +403,8 @@ def test_the_pooling_is_read_where_the_model_keeps_it(tmp_path: Path, home: Path
         ({"query_expansion": {"length": 32}}, "has query_expansion"),
         ({"processing_kwargs": {"text": {"add_special_tokens": False}}}, r"processing_kwargs .add_special_tokens"),
         ({"config_kwargs": {"is_causal": False}}, r"config_kwargs .is_causal"),
-        ({"tokenizer_args": {"padding_side": "left", "do_lower_case": True}}, r"tokenizer_kwargs .(padding_side|do_lower_case)"),
+        ({"tokenizer_args": {"padding_side": "left", "do_lower_case": True}}, r"tokenizer_kwargs .do_lower_case"),
+        ({"model_args": {"padding_side": "left"}}, r"model_kwargs .padding_side"),
         ({"processing_kwargs": ["text"]}, "something that is no setting"),
     ],
     ids=str,
@@ -529,7 +531,10 @@ XMOD = Family("xmod", roberta, "", {"default_language": "en_XX", "max_position_e
 
 
 @pytest.mark.parametrize("family", [Family("deberta", bert, "", base=ENCODER), XMOD], ids=lambda family: family.kind)
-def test_a_model_that_cannot_be_trained_in_short_numbers_is_refused_before_it_is(family: Family, tmp_path: Path, home: Path) -> None:
+def test_a_model_that_cannot_be_trained_in_short_numbers_is_refused_before_it_is(
+    family: Family, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformer, "pick_device", lambda: torch.device("cpu"))
     name = written(family, tmp_path / "model")
     towers = TowerConfig(base_model="tiny-decoder")
     check_before_towers(asked(name), towers)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from components.distillation.student.initial import published_length
 from components.errors import ArtifactError, CollapseError, ConfigError, ModelError
 from components.towers.base_models import resolve_base
 from components.towers.config import TowerConfig
@@ -55,6 +56,18 @@ def test_a_tower_gives_the_vectors_of_sentence_transformers(name: str, forms: di
         assert np.abs(tower.encode(TEXTS) - wanted).max() < 1e-4
         assert np.abs(np.stack([tower.encode([text])[0] for text in TEXTS]) - wanted).max() < 1e-4
     assert query.space_id == document.space_id
+
+
+@pytest.mark.parametrize("place", ["tokenizer_args", "processor_kwargs"])
+def test_the_length_that_a_tokenizer_is_told_is_the_longest_and_where_it_pads_is_no_matter(
+    place: str, forms: dict[str, Path], tmp_path: Path, home: Path
+) -> None:
+    model = shutil.copytree(forms["bge"], tmp_path / "model")
+    harmless = {"use_safetensors": True, "low_cpu_mem_usage": True, "revision": "main", "cache_dir": None}
+    told = {place: {"padding_side": "left", "model_max_length": 20, "local_files_only": True}}
+    (model / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 30, "model_args": harmless, **told}))
+    config = as_it_is(model)
+    assert (config.max_query_length, config.max_document_length, published_length(str(model))) == (20, 20, 20)
 
 
 def test_the_contract_shows_what_the_model_brings(forms: dict[str, Path], tmp_path: Path, home: Path) -> None:
@@ -110,9 +123,12 @@ def test_weights_that_are_not_finite_are_refused_before_anything_is_built_on_the
     name = next(name for name in weights if "word_embeddings" in name)
     weights[name] = np.full_like(weights[name], np.nan)
     save_file(weights, model / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ModelError, match=r"gives values that are not finite for 64 of 64 texts.*Fetch the weights again"):
+    with pytest.raises(ModelError, match=r"gives values that are not finite for a short text.*Fetch the weights again"):
         towers_of(as_it_is(model), tmp_path / "towers")
-    student = bare_student(Source(DistillationConfig(student=str(model), precision="float32"), documents(), None))
+    with pytest.raises(ModelError, match="not finite for a short text"):
+        bare_student(Source(DistillationConfig(student=str(model), precision="float32"), documents(), None))
+    student = bare_student(Source(DistillationConfig(student=str(forms["bge"]), precision="float32"), documents(), None))
+    student.model.get_input_embeddings().weight.data.fill_(float("nan"))
     with pytest.raises(ModelError, match=f"not finite for {len(TEXTS)} of {len(TEXTS)} texts"):
         student.encode(TEXTS)
     spread = measure_spread(np.full((4, 8), np.nan, np.float32))

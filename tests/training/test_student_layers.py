@@ -11,7 +11,7 @@ import torch
 
 from components.distillation.config import DistillationConfig
 from components.distillation.plan import prune
-from components.distillation.student import check_before_towers, check_student, new_student
+from components.distillation.student import check_before_towers, check_student, initial, new_student
 from components.distillation.student.encoder import linear_head, ridge, two_layer_head
 from components.distillation.student.initial import choose_layers
 from components.errors import ModelError
@@ -81,6 +81,34 @@ def test_the_kinds_of_attention_follow_the_layers() -> None:
 def test_a_cut_that_the_configuration_cannot_express_is_refused() -> None:
     with pytest.raises(ModelError, match="let the layers begin with 0"):
         keep_layers(model_of("ModernBert", 6), (1, 5), "modern")
+
+
+@pytest.mark.parametrize(("most", "free"), [(0, 2**40), (2**40, 4 * 2**10)])
+def test_a_student_that_is_large_is_cut_without_its_numbers_before_the_towers(
+    most: int, free: int, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was read whole into memory, before anyone had asked whether there is room."""
+
+    def loaded(*given: object) -> None:
+        raise AssertionError("its weights were read")
+
+    def refused(*given: object) -> None:
+        raise ModelError("Take it whole.")
+
+    monkeypatch.setattr(initial, "TRIED_BYTES", most)
+    monkeypatch.setattr(initial, "free_memory", lambda: free)
+    monkeypatch.setattr(initial, "load_small_encoder", loaded)
+    initial._try.cache_clear()
+    towers = TowerConfig(base_model="tiny-decoder")
+    check_before_towers(DistillationConfig(student="tiny-encoder"), towers)
+    with monkeypatch.context() as patched, pytest.raises(ModelError, match="Take it whole"):
+        patched.setattr(initial, "keep_layers", refused)
+        check_before_towers(DistillationConfig(student="tiny-encoder", layers=1), towers)
+    monkeypatch.setattr(initial, "TRIED_BYTES", 2**40)
+    monkeypatch.setattr(initial, "free_memory", lambda: 2**40)
+    initial._try.cache_clear()
+    with pytest.raises(AssertionError, match="were read"):
+        check_before_towers(DistillationConfig(student="tiny-encoder"), towers)
 
 
 def test_a_model_without_a_known_stack_is_refused() -> None:

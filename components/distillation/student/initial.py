@@ -9,7 +9,7 @@ The vectors are trained like all else.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from itertools import chain
 from pathlib import Path
@@ -23,7 +23,7 @@ from components.distillation.config import DistillationConfig
 from components.distillation.student.encoder import StudentEncoder, new_head, ridge
 from components.distillation.student.forms import FORMS, static_model
 from components.errors import ModelError
-from components.settings import expanded
+from components.settings import expanded, free_memory
 from components.towers.base_models import (
     BaseModel,
     load_config,
@@ -50,6 +50,7 @@ from components.towers.trained.published import (
     published_head,
     published_pooling,
     published_prompts,
+    stated_length,
 )
 from components.towers.trained.vector_files import stored_width
 from components.towers.transformer import (
@@ -165,11 +166,10 @@ def load_small_encoder(base: BaseModel) -> tuple[Any, Any]:
     logging.disable_progress_bar()
     load_config(base)
     try:
-        model, tokenizer = _load_without_pooler(base), tokenizer_of(base)
+        model = _load_without_pooler(base)
     except base.faults as error:
         raise ModelError(f"The student '{base.name}' cannot be loaded as an encoder: {why_unloadable(error)}") from None
-    require_embeddings(base, model, tokenizer)
-    require_compiled(base.name, tokenizer)
+    tokenizer = _require_words(base, model)
     model = text_part(model)
     settle(model)
     if base.layers is not None:
@@ -244,7 +244,7 @@ def published_length(location: str) -> int | None:
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         return None
-    length = read_json(path).get("max_seq_length")
+    length = stated_length(read_json(path))
     if length is None and tokenizer.is_file():
         length = read_json(tokenizer).get("model_max_length")
     return length if isinstance(length, int) and 0 < length < 10**6 else None
@@ -285,6 +285,9 @@ def _static(encoder: StudentEncoder, source: Source) -> StudentEncoder:
 
 
 # --- The student before its training: what can be known of it before the towers, its form, and a head fitted in closed form.
+
+
+TRIED_BYTES = 2 * 10**9  # of float32 weights: a student with fewer is run before the towers are trained
 
 
 class Shape(NamedTuple):
@@ -329,13 +332,33 @@ def check_before_towers(config: DistillationConfig, towers: TowerConfig) -> None
 
 @lru_cache(maxsize=8)
 def _try(base: BaseModel, layers: tuple[int, ...] | int | None, prune_to: tuple[int, ...], trained: int | None, dtype: torch.dtype) -> None:
-    """Load the student and cut it as it will be: what it fails on is said before a day of training. Raises ModelError."""
+    """Cut the student as it will be: what it fails on is said before a day of training. Raises ModelError.
+
+    It is run where its weights are small beside what is free: nobody has asked yet whether there is room. A large one its own step tries.
+    """
     published_pooling(base)  # as it was published it is a baseline
     published_head(base)
     asked = DistillationConfig(layers=layers, prune_to=prune_to, trained_layers=trained)
-    model, _ = load_small_encoder(base)
-    require_format(model, base.name, dtype)
-    _try_cuts(model, base.name, asked)
+    whole = model_without_memory(replace(base, layers=None))
+    weights = 4 * sum(p.numel() for p in whole.parameters())  # all are read, whatever is kept
+    hollow = text_part(whole if base.layers is None else model_without_memory(base))
+    _require_words(base, hollow)
+    _try_cuts(hollow, base.name, asked, hollow=True)
+    if weights < min(TRIED_BYTES, free_memory() // 4):
+        model, _ = load_small_encoder(base)
+        require_format(model, base.name, dtype)
+        _try_cuts(model, base.name, asked)
+
+
+def _require_words(base: BaseModel, model: Any) -> Any:
+    """The tokenizer of `base`; raises ModelError for one that does not fit `model`, or that no student is saved with."""
+    try:
+        tokenizer = tokenizer_of(base)
+    except base.faults as error:
+        raise ModelError(f"The student '{base.name}' cannot be loaded as an encoder: {why_unloadable(error)}") from None
+    require_embeddings(base, model, tokenizer)
+    require_compiled(base.name, tokenizer)
+    return tokenizer
 
 
 def _try_cuts(model: Any, name: str, config: DistillationConfig, hollow: bool = False) -> None:

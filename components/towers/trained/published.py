@@ -43,7 +43,13 @@ PROMPTS = {
     r"snowflake-arctic-embed-(xs|s|m|l)$": ("Represent this sentence for searching relevant passages: ", ""),
 }
 # What a Transformer module's settings may tell transformers without another vector coming of it.
-_HARMLESS = ("trust_remote_code", "torch_dtype", "dtype", "attn_implementation", "add_pooling_layer", "use_cache", "device_map", "use_fast")
+# The library puts its own in the place of a revision, a cache and whether to stay offline.
+_HARMLESS = (
+    "trust_remote_code", "torch_dtype", "dtype", "attn_implementation", "add_pooling_layer", "use_cache", "device_map", "use_fast",
+    "revision", "cache_dir", "local_files_only", "use_safetensors", "low_cpu_mem_usage",
+)  # fmt: skip
+# And its tokenizer: a mask covers padding on either side, and the longest text is read (`_longest`).
+_OF_TOKENIZER = ("padding_side", "model_max_length")
 # Settings that a model which is taken as it is brings itself.
 OWN = ("pooling", "query_prompt", "document_prompt", "dimension", "max_query_length", "max_document_length")
 SILENT = ("Dropout",)  # modules that do nothing in inference
@@ -339,7 +345,15 @@ def _unfollowed(settings: dict[str, Any]) -> Iterator[str]:
             yield f"processing_kwargs ({key})"
     for part in ("model", "config", "tokenizer", "processor"):
         for given in (settings.get(f"{part}_args"), settings.get(f"{part}_kwargs")):
-            yield from (f"{part}_kwargs ({key})" for key in given or {} if key not in _HARMLESS)
+            known = (*_HARMLESS, *_OF_TOKENIZER) if part in ("tokenizer", "processor") else _HARMLESS
+            yield from (f"{part}_kwargs ({key})" for key in dict(given or {}) if key not in known)
+
+
+def stated_length(settings: dict[str, Any]) -> Any:
+    """The longest text that a Transformer module's settings state; what its tokenizer is told counts more than the module's own."""
+    told = (settings.get(place) for place in ("tokenizer_args", "processor_kwargs", "tokenizer_kwargs"))
+    lengths = (given.get("model_max_length") for given in told if isinstance(given, dict))
+    return next((length for length in lengths if length is not None), settings.get("max_seq_length"))
 
 
 def _longest(base: BaseModel, settings: dict[str, Any]) -> int | None:
@@ -353,11 +367,11 @@ def _longest(base: BaseModel, settings: dict[str, Any]) -> int | None:
         raise ModelError(f"'{base.name}' cuts long texts at their beginning (truncation_side), where a tower cuts them at their end.")
     if settings.get("do_lower_case") and tokenizer("A")["input_ids"] != tokenizer("a")["input_ids"]:
         raise ModelError(f"'{base.name}' expects texts in lower case, but neither its tokenizer nor a tower makes them so.")
-    stated, positions = settings.get("max_seq_length"), getattr(config, "max_position_embeddings", None)
+    stated, positions = stated_length(settings), getattr(config, "max_position_embeddings", None)
     limits = [stated] if isinstance(stated, int) else [tokenizer.model_max_length, positions]
     # A length that its table of positions lacks would end the process on a GPU.
-    known = [limit for limit in (*limits, position_limit(model_without_memory(base))) if isinstance(limit, int) and 0 < limit < 10**6]
-    return min(known, default=None)
+    known = (*limits, position_limit(model_without_memory(base, finished=True)))
+    return min((limit for limit in known if isinstance(limit, int) and 0 < limit < 10**6), default=None)
 
 
 def _dense(folder: Path, path: str, name: str) -> Dense:
