@@ -254,9 +254,9 @@ def _sections_whole(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[dic
     """
     sides = dict(old), dict(new)
     for section in MOVED:
-        within = [[key for key in side if key == section or key.startswith(f"{section}.")] for side in sides]
-        if not all(within):  # one of them is of code that had the section in another step's key
-            for side, keys in zip(sides, within, strict=True):
+        held = [[key for key in side if key == section or key.startswith(f"{section}.")] for side in sides]
+        if not all(held):  # one of them is of code that had the section in another step's key
+            for side, keys in zip(sides, held, strict=True):
                 for key in keys:
                     del side[key]
     for here, there in (sides, sides[::-1]):
