@@ -69,7 +69,11 @@ ENDS = [(signal.SIGTERM, "Told to end (SIGTERM)"), (signal.SIGHUP, "terminal was
 def ended(code: str, *numbers: signal.Signals, ignored: signal.Signals | None = None) -> tuple[int, str, str, str]:
     """Exit status, first line, the other output and the messages of a command that gets a signal in the middle of its work."""
     variables = {**os.environ, "PYTHONPATH": str(ROOT)}
-    before = (lambda: signal.signal(ignored, signal.SIG_IGN)) if ignored else None
+
+    def before() -> None:  # whatever the tests themselves were started by: under nohup they ignore a closed terminal
+        for number, _ in ENDS:
+            signal.signal(number, signal.SIG_IGN if number == ignored else signal.SIG_DFL)
+
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", code], env=variables, text=True, preexec_fn=before, **streams) as process:  # type: ignore[call-overload]
         first = process.stdout.readline().strip()
