@@ -46,6 +46,11 @@ READ_WITHOUT_KEY = {
     "encoding.runner": "where shards are encoded",
     "index.probe_tolerance": "how far a loaded encoder may be from its probes: a refusal, not a result",
 }
+DECIDES_NOTHING = {
+    ("train_towers", "towers.companion"): "it is looked at, so that what is wrong with it is said before the training",
+    ("train_companion", "towers.lora_alpha"): "twice its rank, which is in the key",
+    ("train_companion", "towers.judge"): "a companion has none",
+}
 # They open the student's encoder before training with a length of its own in the place of the setting.
 UNTRAINED_LENGTH = {"evaluate", "study_scores", "study_rankings", "study_serving", "study_baseline_costs", "study_worth_costs"}
 Seen = list[dict[str, Any]]
@@ -128,7 +133,7 @@ def _counted(step: dict[str, Any], place: str, name: str) -> bool:
 def _keyed(step: dict[str, Any], name: str) -> bool:
     """Whether a setting is in the key, under its full name, within another one, or under its own name alone."""
     last, keys = name.rpartition(".")[2], step["config"]
-    if (step["step"], name) == ("train_companion", "towers.lora_alpha"):  # twice its rank
+    if (step["step"], name) in DECIDES_NOTHING:
         return True
     if name in READ_WITHOUT_KEY or (name == "distillation.max_query_length" and step["step"] in UNTRAINED_LENGTH):
         return True

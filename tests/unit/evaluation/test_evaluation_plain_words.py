@@ -59,7 +59,7 @@ def test_what_was_not_measured_is_not_made_up() -> None:
 def test_the_cost_names_minutes_queries_a_second_and_sizes() -> None:
     told = cost_sentence(summary({}), {"seconds": 567.0, "encoder_bytes": 91.2e6, "index_bytes": 24.4e6})
     assert told == (
-        "It took 9.4 minutes of computing to build, encodes 100 queries a second (batches of 32), takes 91.2 MB for the encoder and "
+        "It took 9.4 minutes of computing to build, encodes 500 queries a second (batches of 32), takes 91.2 MB for the encoder and "
         "24.4 MB for the index."
     )
 
