@@ -307,27 +307,26 @@ OF_THE_BASE = ("query_prompt", "document_prompt", "pooling", "attention", "lora_
 
 def left_by_preset(layers: Sequence[Layer]) -> str:
     """A sentence about the settings that a preset chose for its own base model and that stay although another one is named; else empty."""
-    below: dict[str, Any] = {}
+    below: dict[str, tuple[Any, str]] = {}  # field -> what a preset says of it, and which one
+    another = "", ("", "")
     for layer in layers:
         towers = layer.values.get("towers")
         towers = towers if isinstance(towers, Mapping) else {}
         if layer.by == "proposal":
-            below = {**below, **{field: (value, layer.source) for field, value in towers.items() if value is not None}}
+            below |= {field: (value, layer.source) for field, value in towers.items() if value is not None}
             continue
         chosen, named = below.get("base_model"), towers.get("base_model")
         for field in towers:
             below.pop(field, None)
         if chosen and named and named != chosen[0]:
-            below["another"] = (named, chosen)
-    if "another" not in below:
+            another = named, chosen
+    named, (base, source) = another
+    kept = ", ".join(f"{field} {below[field][0]!r}" for field in OF_THE_BASE if field in below)
+    if not named or not kept:
         return ""
-    named, (base, source) = below["another"]
-    kept = ", ".join(f"{field} {value!r}" for field in OF_THE_BASE if (value := below.get(field, (None,))[0]) is not None)
     return (
         f"towers.base_model is {named}, and what {source} chose for {base} stays: {kept}. Set these too where they do not suit it, or take "
         "a preset of its kind."
-        if kept
-        else ""
     )
 
 

@@ -90,26 +90,40 @@ def trainings() -> Iterator[tuple[Path, dict[str, Any], str]]:
 
 def training(seed: int, towers: Path, data: Path, split: str) -> Training:
     """The judged queries of the split and all documents through both halves of these towers."""
-    import numpy as np
-
     from components.data.dataset import load_dataset
     from components.distillation.student.storage import load_student
     from components.evaluation.summarize import judged_split
     from components.evaluation.units import query_units
+    from components.index.shards import unit_rows
     from components.towers.encoder import JoinedTower, load_tower
 
     dataset = load_dataset(data)
     judged = judged_split(dataset, split)
-    query, document = (load_tower(towers / f"{role}_tower") for role in ("query", "document"))
-    assert isinstance(query, JoinedTower) and isinstance(document, JoinedTower)
-    share, texts, asked = query.contract.companion_share or 0.0, dataset.document_texts(), judged.texts
-    own = document.own.encode(texts, progress=f"{towers.name}: documents")
-    beside = document.companion.encode(texts)
+    query = load_tower(towers / "query_tower")
+    assert isinstance(query, JoinedTower)
+    share, asked, doc_ids = query.contract.companion_share or 0.0, judged.texts, dataset.documents["doc_id"].tolist()
+    both = documents_of(towers, doc_ids, dataset.document_texts())
+    width = query.own.contract.dimension
+    own, beside = unit_rows(both[:, :width]), unit_rows(both[:, width:])
     similar = {"tower": query.own.encode(asked) @ own.T, "companion": query.companion.encode(asked) @ beside.T}
     similar["joined"] = (1 - share) * similar["tower"] + share * similar["companion"]
-    both = np.concatenate([np.float32((1 - share) ** 0.5) * own, np.float32(share**0.5) * beside], axis=1)
     similar |= {name: load_student(folder).encode(asked) @ both.T for name, folder in students(towers)}
-    return Training(seed, judged, dataset.documents["doc_id"].tolist(), query_units(judged, dataset).numbers, similar)
+    return Training(seed, judged, doc_ids, query_units(judged, dataset).numbers, similar)
+
+
+def documents_of(towers: Path, doc_ids: list[str], texts: list[str]) -> Any:
+    """Joined vectors of the documents, float32 and of unit length: those of the finished corpus step (fp16), else encoded now."""
+    from components.artifacts import is_complete, open_artifact, read_json
+    from components.index.shards import read_vectors
+    from components.towers.encoder import load_tower
+
+    for path in sorted((towers.parents[1] / "encode_corpus").glob("*.key.json")):
+        folder = path.with_name(path.name.removesuffix(".key.json"))
+        if read_json(path)["parts"]["inputs"]["document_tower"].get("key") == towers.name and is_complete(folder):
+            found = read_vectors(open_artifact(folder))
+            row = {doc_id: number for number, doc_id in enumerate(found.doc_ids)}
+            return found.vectors[[row[doc_id] for doc_id in doc_ids]]
+    return load_tower(towers / "document_tower").encode(texts, progress=f"{towers.name}: documents")
 
 
 def students(towers: Path) -> Iterator[tuple[str, Path]]:

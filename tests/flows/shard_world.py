@@ -28,6 +28,15 @@ def write_documents(path: Path, count: int) -> Path:
     return path
 
 
+def _taken(path: Path) -> bool:
+    """Whether this process is the one that removed `path`: two workers at their first shards see the same files."""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
 class Troubled(WordEncoder):
     """Writes down every call, and has `trouble` at each text with the word `cheese`: once for each file `trouble-*` in `folder`."""
 
@@ -38,9 +47,7 @@ class Troubled(WordEncoder):
     def encode(self, texts: Sequence[str], batch_size: int | None = None, progress: str | None = None) -> NDArray[np.float32]:
         with (self.folder / "calls").open("a") as calls:
             calls.write(f"{os.getpid()} {len(texts)}\n")
-        left = sorted(self.folder.glob("trouble-*"))
-        if left and any("cheese" in text for text in texts):
-            left[0].unlink()
+        if any("cheese" in text for text in texts) and any(_taken(path) for path in sorted(self.folder.glob("trouble-*"))):
             self._fail()
         return super().encode(texts, batch_size, progress)
 
