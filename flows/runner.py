@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -17,9 +18,10 @@ from fnmatch import fnmatch
 from functools import cache, cached_property, partial
 from logging import WARNING
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 from uuid import UUID
 
+import prefect.utilities.engine
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import TerminationSignal
@@ -258,6 +260,19 @@ def _fault(step: Step, artifact: Artifact) -> ScalingNoteError | None:
     except ScalingNoteError as fault:
         return fault
     return None
+
+
+def _told_to_end(number: int, *_frame: object) -> NoReturn:
+    """End the flow as Prefect's own handler of SIGTERM does, but once: `timeout` and closed terminals tell a process twice.
+
+    A second exception in the midst of the tidying up left its work undone, and now and then a lock of Prefect's client held for good.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: None)  # not SIG_IGN, which programs that we start would inherit
+    raise TerminationSignal(signal=number)
+
+
+# In the place of its own: Prefect confirms a cancellation of its page only while the handler that it knows by this name is installed.
+prefect.utilities.engine._prefect_sigterm_handler = _told_to_end
 
 
 def was_cancelled(stop: BaseException) -> bool:

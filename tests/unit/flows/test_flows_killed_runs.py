@@ -17,6 +17,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prefect.exceptions import TerminationSignal
+from prefect.utilities.engine import capture_sigterm, is_prefect_sigterm_handler_installed
 
 from components.tracking.provenance import collect_provenance
 from components.tracking.runs import open_flow_run
@@ -163,6 +165,23 @@ def test_a_flow_that_is_told_to_end_closes_its_run_and_says_how_to_go_on(number:
     assert status(run_id) == "KILLED"
     assert client().get_run(run_id).data.tags["scalingnote.error"] == "its process was told to end"
     assert not list((home / "work" / "running").iterdir())
+
+
+def test_a_second_signal_does_not_disturb_what_a_flow_tidies_up() -> None:
+    """It was raised in the midst of a request to the server, and now and then left a lock of Prefect's client held for good."""
+    heard: list[str] = []
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append("whoever listened before"))
+    try:
+        with pytest.raises(TerminationSignal), capture_sigterm():
+            assert is_prefect_sigterm_handler_installed(), "else a cancellation in Prefect's page would end as a crash"
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)
+                heard.append("tidied up")
+        assert heard == ["tidied up", "whoever listened before"]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize(("number", "named"), ENDS)
