@@ -272,7 +272,7 @@ def _told_to_end(number: int, *_frame: object) -> NoReturn:
 
 
 # In the place of its own: Prefect confirms a cancellation of its page only while the handler that it knows by this name is installed.
-prefect.utilities.engine._prefect_sigterm_handler = _told_to_end
+prefect.utilities.engine._prefect_sigterm_handler = _told_to_end  # type: ignore[assignment]
 
 
 def was_cancelled(stop: BaseException) -> bool:
