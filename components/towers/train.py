@@ -122,18 +122,14 @@ def join_companion(towers: Artifact, companion: Artifact, share: float, folder: 
         tower = f"{role}_tower"
         hidden, target = shutil.ignore_patterns(".*"), folder / tower / COMPANION
         shutil.copytree(companion.path / tower, target, copy_function=linked, ignore=hidden, dirs_exist_ok=True)
-    contracts = {role: _joined(towers.path, companion.path, role, share) for role in ROLES}
+    own, beside = ({role: load_contract(made.path / f"{role}_tower")[0] for role in ROLES} for made in (towers, companion))
+    contracts = {role: joined_contract(own[role], beside[role], share) for role in ROLES}
     parents = {"towers": towers.digest, "companion": companion.digest, **towers.parents}
     recorded = {"companion": open_artifact(companion.path / "query_tower").attributes["base_model"]}
     judged = {key: value for key, value in open_artifact(towers.path / "query_tower").attributes.items() if key.startswith(JUDGE)}
     _seal_towers(contracts, parents, folder, recorded | judged)
     attributes = {f"companion_{key}": companion.attributes[key] for key in ("final_loss", "steps")}
     return seal(folder, "towers", counts=towers.counts, parents=parents, attributes={**towers.attributes, **attributes})
-
-
-def _joined(towers: Path, companion: Path, role: Role, share: float) -> EncodingContract:
-    own, beside = (load_contract(folder / f"{role}_tower")[0] for folder in (towers, companion))
-    return joined_contract(own, beside, share)
 
 
 def companion_towers(config: TowerConfig) -> TowerConfig:
