@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -47,7 +49,7 @@ from components.code import Reached, reached_by
 from components.errors import ArtifactError, ConfigError, DataError, ResourceError, ScalingNoteError
 from components.progress import begin_step
 from flows.reporting import say, watched
-from flows.why import STEPS, at_start, keep_begin, keep_end, keep_use, made_by, named_settings
+from flows.why import STEPS, at_start, keep_begin, keep_end, keep_use, last_use, made_by, named_settings, unused
 
 if TYPE_CHECKING:
     from prefect.states import State
@@ -284,6 +286,45 @@ def was_cancelled(stop: BaseException) -> bool:
             state = client.read_flow_run(UUID(str(prefect_run.id))).state
             return state is not None and (state.is_cancelling() or state.is_cancelled())
     return isinstance(stop, KeyboardInterrupt)
+
+
+@dataclass(frozen=True)
+class Removed:
+    """A working folder that `remove_unused` removed, or would: its step, its key, and the bytes that are free since."""
+
+    step: str
+    key: str
+    bytes: int
+
+
+def remove_unused(days: int, only: str | None = None, dry_run: bool = False) -> list[Removed]:
+    """Remove the results of steps that `unused` names; what a flow holds at this moment stays. `dry_run`: say what would go.
+
+    A flow that needs one of them again makes it again. A file that other folders hold too is free with the last of them.
+    """
+    idle, links = unused(days, only), Counter[tuple[int, int]]()
+    freed = {folder: _freed(folder, links) for folder in idle}
+    removed = []
+    for folder, at in idle.items():
+        with folder.with_suffix(".lock").open("a") as handle:
+            if not settings.locked(handle, wait=False) or last_use(folder) != at:  # a flow has taken it meanwhile
+                continue
+            removed.append(Removed(folder.parent.name, folder.name, freed[folder]))
+            if not dry_run:
+                (folder / MANIFEST).unlink(missing_ok=True)  # first: what is killed here leaves no result that looks finished
+                shutil.rmtree(folder)
+    return removed
+
+
+def _freed(folder: Path, links: Counter[tuple[int, int]]) -> int:
+    """Bytes that are free without the folder; `links` counts the names of files that went before."""
+    freed = 0
+    for path in folder.rglob("*"):
+        if not path.is_symlink() and path.is_file():
+            held = path.stat()
+            links[held.st_dev, held.st_ino] += 1
+            freed += held.st_size if links[held.st_dev, held.st_ino] == held.st_nlink else 0
+    return freed
 
 
 def _made(step: Step, retriever: str = "", flow_run: str = "", again: bool = False) -> Done:

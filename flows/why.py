@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 SUFFIX = ".key.json"
+DATA = "snapshot_data"
 # Steps of the flows in their order, with what each does; those of studies are known once they have run.
 STEPS = {
     "snapshot_data": "Read the source and keep it as tables.",
@@ -281,6 +283,33 @@ def _behind(after: Mapping[str, str], before: Mapping[str, str], seen: frozenset
     except ArtifactError:
         return []
     return _differences(new["parts"], old["parts"], step, seen | {key})
+
+
+def unused(days: int, only: str | None = None) -> dict[Path, float]:
+    """Working folders of steps, finished or begun, that no flow has made, gone on with or taken for so many days, the oldest first.
+
+    With each the time of its last use. The tables of the data stay, to which audits and `replay` lead back, and so does what each retriever
+    used last of each step. `only`: what no other retriever than this one has used.
+    """
+    found: dict[Path, float] = {}
+    for step in {*_recorded_steps()} - {DATA}:
+        records, last = _records(step)[0], dict[str, tuple[tuple[bool, str], str]]()
+        for record in records:
+            for retriever, use in record["uses"].items() if record["finished"] else ():
+                this = _order(use["at"]), record["key"]
+                last[retriever] = max(last.get(retriever, this), this)
+        stays = {key for _, key in last.values()}
+        for record in records:
+            folder, users = settings.work_folder() / step / record["key"], {*record["uses"], record["begun"]["retriever"]}
+            if record["key"] not in stays and folder.is_dir() and (only is None or users == {only}):
+                found[folder] = last_use(folder)
+    now = time.time()
+    return {folder: at for folder, at in sorted(found.items(), key=lambda item: (item[1], item[0])) if now - at > days * 86_400}
+
+
+def last_use(folder: Path) -> float:
+    """When a flow began, finished or took the result in the folder, in seconds since 1970: it writes the record each time."""
+    return _place(folder).stat().st_mtime
 
 
 def _last_used(folder: Path, retriever: str) -> dict[str, Any] | None:

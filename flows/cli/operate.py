@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
+from dataclasses import asdict
 
 from components import settings
 from components.text import as_json
@@ -23,6 +25,22 @@ def status(options: argparse.Namespace) -> int:
     state = status_of(retriever_name(options))
     show(options, state, render_status(state))
     return 1 if state["alarm"] else 0
+
+
+def prune_work(options: argparse.Namespace) -> None:
+    """Remove results of steps that nothing has used for a while."""
+    from flows.runner import remove_unused
+
+    only = retriever_name(options) if options.name else None
+    removed = remove_unused(options.days, only, options.dry_run)
+    freed, steps = sum(each.bytes for each in removed), Counter(each.step for each in removed)
+    answer = {"days": options.days, "dry_run": options.dry_run, "bytes": freed, "removed": [asdict(each) for each in removed]}
+    of = f" of '{only}' alone" if only else ""
+    did = "would be" if options.dry_run else "were"
+    text = f"{len(removed):,} results{of} that nothing has used for {options.days} days {did} removed: {freed / 2**30:.2f} GiB"
+    if not removed:
+        text = f"No result{of} in {settings.work_folder()} has lain unused for {options.days} days; what every retriever used last is kept"
+    show(options, answer, "\n".join([f"{text}.", *(f"  {step} {count}" for step, count in sorted(steps.items()))]))
 
 
 def ui(options: argparse.Namespace) -> None:

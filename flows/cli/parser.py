@@ -34,7 +34,7 @@ GROUPS = (
         "build and run (MLOps engineer)",
         (
             *("demo", "retrain", "plan", "validate", "models", "adopt", "refresh-index", "refresh-query-tower", "study", "config"),
-            *("promote", "webhook", "rollback", "ui", "bootstrap", "completion"),
+            *("promote", "webhook", "rollback", "ui", "bootstrap", "prune-work", "completion"),
         ),
         "scalingnote plan --data DIR --budget 1h",
     ),
@@ -291,6 +291,10 @@ def _add_inspection(commands: Any) -> None:
     prepare.add_argument(
         "--server", type=_given, metavar="URL", help="default: the running `scalingnote ui --auth`, else MLFLOW_TRACKING_URI"
     )
+
+    work = _command(commands, "prune-work", "operate:prune_work", "remove results of steps that no flow has used for a while")
+    work.add_argument("--days", type=_positive, default=30, help="keep what was used in so many days (default 30)")
+    work.add_argument("--dry-run", action="store_true", help="say what would be removed, and remove nothing")
 
 
 def _add_configuration(commands: Any) -> None:

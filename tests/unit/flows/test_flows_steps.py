@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 
 import components.artifacts
 import flows.runner
+from components import settings
 from components.artifacts import Artifact, open_artifact, seal
 from components.code import ROOT, Reached
 from components.errors import ArtifactError, ConfigError, DataError, ResourceError
@@ -413,3 +415,66 @@ def test_what_earlier_steps_gave_is_no_reason_beside_what_a_person_changed() -> 
     given = [Reason("setting", name, "before", "after") for name in ("uncompared", "baseline_version", "pins.index.version")]
     assert at_start("write_candidate", [*given, chosen]) == chosen.words
     assert "uncompared" in at_start("write_candidate", given)  # where there is nothing else to tell
+
+
+def aged(one: Step, days: float) -> Step:
+    """The step as if it had been used for the last time so many days ago."""
+    record = one.folder.with_name(f"{one.folder.name}.key.json")
+    os.utime(record, (past := time.time() - 86_400 * days, past))
+    return one
+
+
+def pruned(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main(["prune-work", "--json", *arguments]) == 0
+    answer: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return answer
+
+
+def test_results_that_nothing_has_used_for_long_are_removed_and_made_again_when_they_are_needed(capsys: pytest.CaptureFixture[str]) -> None:
+    old, young, newest = (step(config={"steps": number}) for number in (1, 2, 3))
+    data = step("snapshot_data")
+    for one in (data, old, young, newest):
+        make(one)
+    begun = step(config={"steps": 4})
+    begun.folder.mkdir()
+    reasons.keep_begin(begun.folder, begun.parts, "retriever", "run", "")
+    (begun.folder / "checkpoint.pt").write_bytes(b"1234")
+    for one, days in ((data, 400), (old, 31), (young, 29), (newest, 400), (begun, 31)):
+        aged(one, days)
+    told = pruned(capsys, "--dry-run")
+    assert {each["key"] for each in told["removed"]} == {old.folder.name, begun.folder.name} and old.folder.is_dir()
+    assert told["bytes"] == 4 + sum(path.stat().st_size for path in old.folder.iterdir())
+    assert pruned(capsys) == {**told, "dry_run": False}
+    kept = [one.folder.is_dir() for one in (data, old, young, newest, begun)]
+    assert kept == [True, False, True, True, False], "the data and what was used last stay, however old"
+    assert pruned(capsys)["removed"] == []
+    assert not make(old).cached and make(newest).cached
+
+
+def test_what_another_retriever_uses_or_a_flow_holds_is_not_removed(capsys: pytest.CaptureFixture[str]) -> None:
+    shared, own, last = (step(config={"steps": number}) for number in (1, 2, 3))
+    make(shared, "other"), make(step(config={"steps": 4}), "other")
+    for one in (shared, own, last):
+        make(one)
+    for one in (shared, own):
+        aged(one, 50)
+    assert [each["key"] for each in pruned(capsys, "--name", "retriever", "--dry-run")["removed"]] == [own.folder.name]
+    with own.folder.with_suffix(".lock").open("w") as handle:
+        assert settings.locked(handle, wait=False)
+        assert [each["key"] for each in pruned(capsys, "--days", "40")["removed"]] == [shared.folder.name]
+    assert own.folder.is_dir() and pruned(capsys, "--days", "51")["removed"] == []
+
+
+def test_a_file_that_two_results_hold_is_free_with_the_second(capsys: pytest.CaptureFixture[str]) -> None:
+    towers, joined = step(config={"steps": 1}), step("join_companion")
+    for one in (towers, joined, step(config={"steps": 2}), step("join_companion", config={"steps": 2})):
+        make(one)
+    (towers.folder / "weights").write_bytes(bytes(10**6))
+    os.link(towers.folder / "weights", joined.folder / "weights")
+    aged(towers, 50)
+    assert pruned(capsys, "--dry-run")["bytes"] < 10**5
+    aged(joined, 60)
+    assert 10**6 < pruned(capsys)["bytes"] < 1.1 * 10**6
+    assert main(["prune-work"]) == 0 and "has lain unused for 30 days" in capsys.readouterr().out
+    assert main(["prune-work", "--days", "0"]) == 2 and "--days" in capsys.readouterr().err
