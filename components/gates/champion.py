@@ -49,6 +49,7 @@ from components.gates.measures import (
     paired_bound,
     require_paired,
     scores,
+    spread_of,
     values_per_query,
 )
 
@@ -340,14 +341,15 @@ def non_inferior(
     between = candidate - champion
     chosen = between if known is None else between[between.index.isin(known)]
     gaps, units = chosen.to_numpy(), numbers_of(chosen, candidate.loc[chosen.index])
-    strength = power(gaps, margin, policy.confidence, units) if len(gaps) > 1 else 0.0
+    spread = spread_of(policy)
+    strength = power(gaps, margin, policy.confidence, units, spread) if len(gaps) > 1 else 0.0
     text = f"nDCG@10 of candidate minus champion: {bound_text(interval, policy, queries)}; a loss below {margin:g} is allowed."
     if interval.high < -margin:
         shown = f"{text} Shown to be worse: at most {interval.high:+.4f}."
         return Outcome("fail", shown, interval.low, queries, strength)
     if policy.min_power is not None and strength < policy.min_power:
         alone = len(gaps) < 2 or (units is not None and len(set(units.tolist())) < 2)
-        needed = policy.min_slice_queries if alone else queries_needed(gaps, margin, policy.confidence, policy.min_power, units)
+        needed = policy.min_slice_queries if alone else queries_needed(gaps, margin, policy.confidence, policy.min_power, units, spread)
         grouped = " in units like these" if interval.units is not None else ""
         weak = (
             f"{text} Too few queries: an equal candidate would be shown to be equal with a chance of {strength:.0%} only, and "

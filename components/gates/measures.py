@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from components.evaluation.report import Evaluation
-    from components.evaluation.units import Interval, Numbers, Units
+    from components.evaluation.units import Interval, Numbers, Spread, Units
 
 BOOTSTRAP_SAMPLES = 2000
 TAIL_SAMPLES = 20  # resamples beyond an end of an interval, below which the end is a matter of luck
@@ -142,11 +142,12 @@ def agrees(stated: Any, found: float, what: str, tolerance: float = SUMMARY_TOLE
         raise NotDecidable(f"The summary states {value:.4f} for the {what}, its queries give {found:.4f}.")
 
 
-def mean_bound(values: pd.Series, policy: PolicyConfig) -> Interval:
-    """The mean over queries and the one-sided ends of its interval."""
+def mean_bound(values: pd.Series, policy: PolicyConfig, may_be_alike: bool = False) -> Interval:
+    """The mean over queries and the one-sided ends of its interval; `may_be_alike`: few units that all say the same are no chance."""
     from components.evaluation.units import mean_interval
 
-    return _more_than_one_unit(mean_interval(values.to_numpy(), _samples(policy), two_sided(policy), BOOTSTRAP_SEED, numbers_of(values)))
+    found = mean_interval(values.to_numpy(), _samples(policy), two_sided(policy), BOOTSTRAP_SEED, numbers_of(values))
+    return _more_than_one_unit(found) if may_be_alike else _enough_units(found, len(values), policy)
 
 
 def ratio_bound(a: pd.Series, b: pd.Series, policy: PolicyConfig) -> Interval:
@@ -155,7 +156,7 @@ def ratio_bound(a: pd.Series, b: pd.Series, policy: PolicyConfig) -> Interval:
 
     require_paired(a, b)
     found = ratio_interval(a.to_numpy(), b.to_numpy(), _samples(policy), two_sided(policy), BOOTSTRAP_SEED, numbers_of(a, b))
-    return _more_than_one_unit(found)
+    return _enough_units(found, len(a), policy)
 
 
 def paired_bound(a: pd.Series, b: pd.Series, policy: PolicyConfig) -> Interval:
@@ -164,7 +165,7 @@ def paired_bound(a: pd.Series, b: pd.Series, policy: PolicyConfig) -> Interval:
 
     require_paired(a, b)
     found = paired_bootstrap(a.to_numpy(), b.to_numpy(), _samples(policy), two_sided(policy), BOOTSTRAP_SEED, numbers_of(a, b))
-    if not _more_than_one_unit(found).known:
+    if not _enough_units(found, len(a), policy).known:
         raise NotDecidable("The bootstrap gave no finite interval.")
     return found
 
@@ -176,6 +177,24 @@ def _more_than_one_unit(interval: Interval) -> Interval:
             "others would be from them. Judge queries of other groups, or set evaluation.query_groups if they were drawn one by one."
         )
     return interval
+
+
+def _enough_units(interval: Interval, queries: int, policy: PolicyConfig) -> Interval:
+    """Not decidable for a single unit, nor for few that all say the same: their interval has no width, and chance is not nothing."""
+    from components.evaluation.units import too_few_alike, units_alike
+
+    units = queries if interval.units is None else _more_than_one_unit(interval).units or 0
+    if policy.method > 1 and interval.high - interval.low <= ROUNDING and too_few_alike(units, policy.confidence):
+        raise NotDecidable(
+            f"All {units} units of these queries say the same, {interval.difference:.4f}, and so few may do so by chance: at least "
+            f"{units_alike(policy.confidence)} are needed. Judge queries of other groups."
+        )
+    return interval
+
+
+def spread_of(policy: PolicyConfig) -> Spread:
+    """How the spread over units is told, by the method that the policy is asked by."""
+    return "left_out" if policy.method > 1 else "residuals"
 
 
 def two_sided(policy: PolicyConfig) -> float:

@@ -344,7 +344,7 @@ def decide_on(name: str, manifest: ReleaseManifest, folder: Path, baseline_of: B
     # Decisions of older versions were made without these values, though they lay there.
     values = load_values(compared) if VALUES in manifest.decision.inputs else None
     evidence = GateInputs(report, baseline, load_comparison(compared), load_facts(folder), values, version, lost)
-    return decide(evidence, policy)
+    return decide(evidence, policy, manifest.decision.method)
 
 
 def _outcome(decision: GateDecision) -> tuple[str, bool, dict[str, str]]:
