@@ -312,7 +312,7 @@ def _on_equal_terms(shared: PairedScores, evidence: GateInputs, policy: PolicyCo
 
     asked, table = frozenset(shared.candidate.index), _of_documents(evidence)
     if not asked:
-        raise NotDecidable(f"The candidate lacks documents of the champion, and nobody compared both on those that both hold. {_ASK}")
+        raise NotDecidable(f"The candidate lacks documents of the champion, and {_uncompared(evidence)} {_ASK}")
     if not asked <= set(evidence.report.per_query["query_id"]) or (table is not None and fully_served(table) - asked):
         raise NotDecidable(f"What both reach on the documents that both hold is not there for every query, or for others too. {_ASK}")
     part = part_of(HELD_BY_BOTH, asked, policy, required=True)
@@ -324,6 +324,16 @@ def _on_equal_terms(shared: PairedScores, evidence: GateInputs, policy: PolicyCo
     shared.candidate.attrs.update(scores(evidence.report, "student", METRIC).attrs)  # what is known of the queries, as their units
     outcome = non_inferior(shared.candidate, shared.champion, policy.margin, policy)
     return replace(outcome, reason=f"{outcome.reason} {shared.source}")
+
+
+def _uncompared(evidence: GateInputs) -> str:
+    """Why nobody compared both on the documents that both hold."""
+    if evidence.values is None and evidence.shared is not None and not len(evidence.shared):
+        return (
+            "the evaluation of one of them keeps no rankings (student.trec, qrels.trec) from which both could be compared on the documents "
+            "that both hold: those of before did not, nor those of ids with white space."
+        )
+    return "nobody compared both on those that both hold."
 
 
 def _overall(both: PairedScores, known: frozenset[str] | None, policy: PolicyConfig) -> Outcome:
