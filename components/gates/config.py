@@ -12,7 +12,7 @@ from components.settings import StepConfig
 
 # How spreads over units are told and what few units may show. Raised with a change of it, and written into every decision, so that one of
 # before is made again in its own way. 1: by residuals, and units that all say the same pass however few; 2: by leaving units out, and few
-# units that all say the same decide nothing.
+# units that all say the same decide nothing, and a teacher is not the downloaded encoder by queries that both find at once or not at all.
 METHOD = 2
 
 
