@@ -135,17 +135,14 @@ def standard_error(differences: ArrayLike, units: Numbers | None = None, spread:
     return float(math.sqrt((count - 1) / count * (moved**2).sum()))
 
 
-def too_few_alike(units: int, confidence: float) -> bool:
-    """Whether so many units that all say the same may do so by chance: as many tosses of a coin fall alike with more than 1 - confidence.
-
-    An interval over them has no width, however few they are.
-    """
-    return 2.0**-units > 1 - confidence
-
-
 def units_alike(confidence: float) -> int:
-    """The fewest units that show something by all saying the same (see `too_few_alike`)."""
-    return next(units for units in range(1, 64) if not too_few_alike(units, confidence))
+    """The fewest units that show something by all saying the same: coins fall alike as often, and no interval over them has a width."""
+    return math.floor(-math.log2(1 - confidence)) + 1
+
+
+def too_few_alike(units: int, confidence: float) -> bool:
+    """Whether so many units that all say the same may do so by chance."""
+    return units < units_alike(confidence)
 
 
 # --- Which judged queries were drawn together: the units that every interval, power and gate resamples.
@@ -449,19 +446,6 @@ def seeded_interval(
         chance = min(1.0, max(chance, 2.0 ** (1 - count)))
     measured = Interval(value, *found, None if numbers is None else count, chance)
     return _not_below_zero(measured, *rows) if statistic == "ratio" else measured
-
-
-def holm(chances: Sequence[float]) -> list[float]:
-    """The chances (p values) of one table corrected for their number, in their order, at most 1.
-
-    Source: Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6 (1979).
-    """
-    order = sorted(range(len(chances)), key=lambda place: chances[place])
-    found, highest = [0.0] * len(chances), 0.0
-    for rank, place in enumerate(order):
-        highest = max(highest, min(1.0, (len(chances) - rank) * chances[place]))
-        found[place] = highest
-    return found
 
 
 def _parts(samples: int, width: int) -> Iterator[int]:

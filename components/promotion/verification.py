@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from components.artifacts import Artifact, digest_of, open_artifact, read_json, verify
 from components.errors import ArtifactError, ResourceError, SpaceMismatch, lack_behind
 from components.evaluation.champion_comparison import load_comparison, load_values
+from components.gates.config import METHOD
 from components.gates.decide import VALUES, GateDecision, GateInputs, decide, require_policy, require_same_inputs
 from components.gates.decision import load_facts
 from components.gates.policy import foreign_policy, policy_digest, recorded_policy
@@ -287,6 +288,12 @@ def _evaluation(folder: Path, manifest: ReleaseManifest) -> str:
     measured = load_evaluation(folder / EVALUATION_FOLDER)
     if evaluation_pin(measured.summary, report.digest) != manifest.evaluation:
         raise ArtifactError("The manifest states other figures, queries or judgements than the evaluation that it names.")
+    method, units = manifest.decision.method, measured.summary.units
+    if method < METHOD and units is not None and units.spread == "left_out":
+        raise ArtifactError(
+            f"The decision says that it was made by the method {method}, and its evaluation was written by a later version, which decides "
+            f"by the method {METHOD}: one of both was changed. Build the candidate again."
+        )
     if apart := figures_apart(measured):
         raise ArtifactError(f"{apart[0]} What a reviewer was shown is not what was measured.")
     return f"digest {report.digest[:12]}, {manifest.evaluation.queries} queries"
