@@ -137,7 +137,7 @@ def standard_error(differences: ArrayLike, units: Numbers | None = None, spread:
 
 def units_alike(confidence: float) -> int:
     """The fewest units that show something by all saying the same: coins fall alike as often, and no interval over them has a width."""
-    return math.floor(-math.log2(1 - confidence)) + 1
+    return math.ceil(-math.log2(1 - confidence) - _ROUNDING)
 
 
 def too_few_alike(units: int, confidence: float) -> bool:
@@ -290,7 +290,6 @@ def grouped(numbers: Numbers | None, queries: int) -> Numbers | None:
 
 def design_effect(values: NDArray[np.float64], numbers: Numbers | None) -> float:
     """The variance of the mean with the units as they are over that of as many queries drawn one by one; infinite for a single unit."""
-
     alone = standard_error(values) if len(values) > 1 else 0.0
     return (standard_error(values, numbers) / alone) ** 2 if alone > 0 else 1.0
 
