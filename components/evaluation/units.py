@@ -93,14 +93,14 @@ def queries_needed(
     return max(2, math.ceil(needed))
 
 
-def queries_for(spread: float, margin: float, confidence: float = 0.95, wanted: float = 0.8) -> int:
+def queries_for(spread: float, margin: float, confidence: float = 0.95, wanted: float = 0.8, units: int | None = None) -> int:
     """How many queries give the power `wanted` at the margin, when the differences per query have the standard deviation `spread`."""
-    return max(2, math.ceil(((_NORMAL.inv_cdf(confidence) + _NORMAL.inv_cdf(wanted)) * spread / margin) ** 2))
+    return max(2, math.ceil(((_end(confidence, units) + _NORMAL.inv_cdf(wanted)) * spread / margin) ** 2))
 
 
-def margin_for(spread: float, queries: int, confidence: float = 0.95, wanted: float = 0.8) -> float:
-    """The smallest margin that so many queries can show with the power `wanted`, at that standard deviation of the differences."""
-    return (_NORMAL.inv_cdf(confidence) + _NORMAL.inv_cdf(wanted)) * spread / math.sqrt(queries)
+def margin_for(spread: float, queries: int, confidence: float = 0.95, wanted: float = 0.8, units: int | None = None) -> float:
+    """The smallest margin that so many queries, in so many units, can show with the power `wanted`, at that deviation of differences."""
+    return (_end(confidence, units) + _NORMAL.inv_cdf(wanted)) * spread / math.sqrt(queries)
 
 
 def _end(confidence: float, units: float | None) -> float:
