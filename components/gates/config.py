@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import ConfigDict, Field, PrivateAttr, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from components.evaluation.metrics import METRICS
 from components.settings import StepConfig
-
-# How spreads over units are told and what few units may show. Raised with a change of it, and written into every decision, so that one of
-# before is made again in its own way. 1: by residuals, and units that all say the same pass however few; 2: by leaving units out, and few
-# units that all say the same decide nothing, and a teacher is not the downloaded encoder by queries that both find at once or not at all.
-METHOD = 2
 
 
 class PolicyConfig(StepConfig):
@@ -92,19 +87,6 @@ class PolicyConfig(StepConfig):
     min_effective_rank_share: float | None = Field(
         0.3, ge=0, le=1, description="Collapse: effective rank of the student's query vectors over the teacher's; null: not asked"
     )
-
-    _method: int = PrivateAttr(METHOD)  # no setting: a policy asks for the same whatever the arithmetic
-
-    @property
-    def method(self) -> int:
-        """By which arithmetic the gates are decided (see `METHOD`)."""
-        return self._method
-
-    def by_method(self, method: int) -> Self:
-        """The same policy, decided by the arithmetic of an earlier decision."""
-        found = self.model_copy()
-        found._method = method
-        return found
 
     @field_validator("baseline_metrics", "floors")
     @classmethod

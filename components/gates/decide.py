@@ -18,8 +18,9 @@ from components.errors import ArtifactError, ConfigError
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.table import DEV
 from components.gates.champion import champion_gates
-from components.gates.config import METHOD, PolicyConfig
+from components.gates.config import PolicyConfig
 from components.gates.decision import GateDecision, GateInputs, Verdict
+from components.gates.measures import METHOD, asked_by
 from components.gates.policy import policy_digest
 from components.gates.quality import quality_gates
 from components.gates.soundness import ANN_DEPTH, soundness_gates
@@ -168,7 +169,7 @@ def decide(evidence: GateInputs, policy: PolicyConfig, method: int = METHOD) -> 
         raise ArtifactError(
             f"The decision was made by the method {method}, and this version knows those up to {METHOD}. Install the version that made it."
         )
-    digest, policy = policy_digest(policy), policy.by_method(method)
+    digest, policy = policy_digest(policy), asked_by(policy, method)
     gates = (*quality_gates(evidence.report, policy), *champion_gates(evidence, policy), *soundness_gates(evidence, policy))
     statuses = {gate.status for gate in gates}
     verdict: Verdict = "fail" if "fail" in statuses else "not_decidable" if "not_decidable" in statuses else "pass"

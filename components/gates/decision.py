@@ -130,7 +130,7 @@ class GateDecision(BaseModel):
 
     `policy_version` and `policy_digest` name the policy, `inputs` maps evaluation, baseline, comparison, facts and comparison_values to the
     digest of their content, that of a late approval shared_documents too. Decisions of older versions have none of these, or were made
-    without comparison_values. `method` is the arithmetic that it was made by (see `components.gates.config.METHOD`).
+    without comparison_values. `method` is the arithmetic that it was made by (see `components.gates.measures.METHOD`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, PrivateAttr
 
 from components.errors import DataError
 from components.gates.config import PolicyConfig
@@ -30,6 +30,35 @@ BOOTSTRAP_SEED = 13  # fixed: the same report and policy always give the same de
 UNITS = "units"  # attribute of a series
 ROUNDING = 1e-9  # of a value that is a share
 SUMMARY_TOLERANCE = 1e-4  # absolute; a summary may be rounded to four digits, but not tell another story than its queries
+
+
+# How spreads over units are told and what few units may show. Raised with a change of it, and written into every decision, so that one of
+# before is made again in its own way. 1: by residuals, and units that all say the same pass however few; 2: by leaving units out, and few
+# units that all say the same decide nothing, and a teacher is not the downloaded encoder by queries that both find at once or not at all.
+METHOD = 2
+
+
+class AskedPolicy(PolicyConfig):
+    """A policy and the arithmetic that it is asked by, which is no setting: a policy asks for the same whatever that is."""
+
+    _method: int = PrivateAttr(METHOD)
+
+    @property
+    def method(self) -> int:
+        """See `METHOD`."""
+        return self._method
+
+
+def asked_by(policy: PolicyConfig, method: int) -> AskedPolicy:
+    """The policy, asked by the arithmetic of an earlier decision or today's."""
+    found = AskedPolicy.model_construct(policy.model_fields_set, **dict(policy))
+    found._method = method
+    return found
+
+
+def method_of(policy: PolicyConfig) -> int:
+    """By which arithmetic the gates are decided: today's, unless `asked_by` says another."""
+    return policy.method if isinstance(policy, AskedPolicy) else METHOD
 
 
 class NotDecidable(Exception):
@@ -184,7 +213,7 @@ def _enough_units(interval: Interval, queries: int, policy: PolicyConfig) -> Int
     from components.evaluation.units import too_few_alike, units_alike
 
     units = queries if interval.units is None else _more_than_one_unit(interval).units or 0
-    if policy.method > 1 and interval.high - interval.low <= ROUNDING and too_few_alike(units, policy.confidence):
+    if method_of(policy) > 1 and interval.high - interval.low <= ROUNDING and too_few_alike(units, policy.confidence):
         raise NotDecidable(
             f"All {units} units of these queries say the same, {interval.difference:.4f}, and so few may do so by chance: at least "
             f"{units_alike(policy.confidence)} are needed. Judge queries of other groups."
@@ -194,7 +223,7 @@ def _enough_units(interval: Interval, queries: int, policy: PolicyConfig) -> Int
 
 def spread_of(policy: PolicyConfig) -> Spread:
     """How the spread over units is told, by the method that the policy is asked by."""
-    return "left_out" if policy.method > 1 else "residuals"
+    return "left_out" if method_of(policy) > 1 else "residuals"
 
 
 def two_sided(policy: PolicyConfig) -> float:

@@ -26,6 +26,7 @@ from components.gates.measures import (
     in_units,
     mapping,
     mean_bound,
+    method_of,
     off,
     paired_bound,
     ratio_bound,
@@ -195,7 +196,7 @@ def _same_answers(report: Evaluation, policy: PolicyConfig) -> str:
         require_paired(own, rival)  # else no value would be apart from one that is not there
     told_apart = sum((own - rival).abs() > SUMMARY_TOLERANCE for own, rival in pairs) > 0
     alike, queries = int((~told_apart).sum()), len(told_apart)
-    if policy.method > 1:
+    if method_of(policy) > 1:
         telling = sum(values.between(SUMMARY_TOLERANCE, 1 - SUMMARY_TOLERANCE) for pair in pairs for values in pair) > 0
         counted = told_apart | telling
         if counted.sum() < FEWEST_TELLING or (counted & ~told_apart).sum() < TELLING_ALIKE * counted.sum():
