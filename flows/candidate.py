@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CandidateParts:
-    """All that a release is made of. `notes` are lines about a refresh for the reviewer, as plain text.
+    """All that a release is made of. `notes` are lines about a refresh, or about its data, for the reviewer, as plain text.
 
     `kept` is the folder of the release that a refresh kept models of, `removed` how many documents of that release's index are gone, and
     how many it had.
@@ -360,8 +360,29 @@ class Decided:
     facts: Findings
 
 
+def queries_in_common(config: RetrainConfig, dataset: Dataset, refused: bool) -> list[str]:
+    """What `shared_queries` says of the further splits, where the policy asks for retention on other queries than the evaluation's."""
+    from components.data.left_out import shared_queries
+    from components.evaluation.table import DEV
+
+    if config.policy.min_off_distribution_retention is None:
+        return []
+    return shared_queries(dataset, config.evaluation.extra_splits, (DEV, config.evaluation.split), refused)
+
+
+def with_queries_in_common(config: RetrainConfig, parts: CandidateParts) -> CandidateParts:
+    """With what a terminal was warned of at the start, which no reviewer has seen."""
+    from components.data.dataset import load_dataset
+
+    if config.policy.min_off_distribution_retention is None:
+        return parts
+    shared = queries_in_common(config, load_dataset(parts.dataset.path), refused=False)
+    return replace(parts, notes=(*parts.notes, *shared))
+
+
 def register_candidate(config: RetrainConfig, recorder: Recorder, parts: CandidateParts) -> CandidateResult:
     """Decide, register, and return what comes next. With nothing changed it finds the candidate there is."""
+    parts = with_queries_in_common(config, parts)
     versions = _register_parts(recorder, parts)
     pins = {role: version.digest for role, version in versions.items()}
     baseline = champion_to_compare_with(config.name, pins, parts.evaluation.digest, config.policy)

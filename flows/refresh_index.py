@@ -27,7 +27,14 @@ from components.release.open import PinnedRelease
 from components.settings import RETRIEVER_NAME, StepConfig
 from components.towers.trained.published import OWN
 from components.tracking.registry import find_version
-from flows.candidate import CandidateParts, CandidateResult, register_candidate, require_decidable, verdict_line
+from flows.candidate import (
+    CandidateParts,
+    CandidateResult,
+    queries_in_common,
+    register_candidate,
+    require_decidable,
+    verdict_line,
+)
 from flows.config import RetrainConfig, amend_config, load_config, nested
 from flows.parameters import NO_SETTINGS, NOTHING, Name, Preset, ReleaseRef, SettingsForm, require_steps, steps_form
 from flows.recorder import Recorder, recorded_flow
@@ -154,18 +161,16 @@ def checked_data(config: RetrainConfig, recorder: Recorder, base: PinnedRelease)
     Raises DataError for data that breaks one, cannot be measured on, or measures by queries that `base`'s models were trained on.
     """
     from components.data.dataset import load_dataset
-    from components.data.left_out import load_seen, require_not_trained_on, require_unseen, shared_queries
+    from components.data.left_out import load_seen, require_not_trained_on, require_unseen
     from components.evaluation.summarize import require_judged
-    from components.evaluation.table import DEV
 
     dataset = typed(recorder.run(snapshot_step(config)), DatasetArtifact)
     validation = recorder.run(checked_validation(config, dataset))
     splits, tables = (config.evaluation.split, *config.evaluation.extra_splits), load_dataset(dataset.path)
     require_judged(tables, splits, config.evaluation.query_groups)
     require_not_trained_on(tables, splits)
-    if config.policy.min_off_distribution_retention is not None:
-        for said in shared_queries(tables, config.evaluation.extra_splits, (DEV, config.evaluation.split), refused=False):
-            say(f"[snapshot_dataset] {said}", WARNING)
+    for said in queries_in_common(config, tables, refused=False):
+        say(f"[snapshot_dataset] {said}", WARNING)
     if (seen := load_seen(base.artifact.path)) is not None:
         require_unseen(tables, splits, seen, base.title)
     return dataset, validation

@@ -113,6 +113,10 @@ def _report(folder: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ArtifactError(f"{folder / REPORT_FILE} is not an evaluation report.")
     figures = {key: value for key, value in found.items() if key not in _TIMED}
+    for part in (figures, *(figures.get("extra") or {}).values()):
+        units = part.get("units")
+        if units and units.get("spread") != "left_out":  # by another arithmetic, which nobody computes any more
+            part["units"] = {key: value for key, value in units.items() if key not in ("design_effects", "words")}
     if isinstance(compared := figures.get("comparisons"), list):
         # By what they compare: a later version may compare more, and its list is longer then.
         figures["comparisons"] = {f"{c.get('system')} - {c.get('baseline')}, {c.get('metric')}": c for c in compared}

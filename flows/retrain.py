@@ -16,7 +16,14 @@ from prefect import flow
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact, VectorShards, open_artifact, parents_of
 from components.distillation.train import StudentInputs
 from components.evaluation.systems import EvaluationInputs
-from flows.candidate import CandidateParts, CandidateResult, register_candidate, require_decidable, verdict_line
+from flows.candidate import (
+    CandidateParts,
+    CandidateResult,
+    queries_in_common,
+    register_candidate,
+    require_decidable,
+    verdict_line,
+)
 from flows.config import RetrainConfig
 from flows.parameters import NO_SETTINGS, NOTHING, NameOrEmpty, Preset, SettingsForm, requested_config, require_steps, steps_form
 from flows.planning import require_room_for
@@ -176,11 +183,10 @@ def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
     runner that is not installed.
     """
     from components.data.dataset import load_dataset
-    from components.data.left_out import require_not_trained_on, shared_queries
+    from components.data.left_out import require_not_trained_on
     from components.distillation.student import check_before_towers, width_of
     from components.distillation.train import check_sources
     from components.evaluation.summarize import require_judged
-    from components.evaluation.table import DEV
     from components.gates.decide import require_attainable, require_measured
     from components.index.index_keys import usable_key
     from flows.encoding_runners import runner_of
@@ -190,9 +196,8 @@ def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
     splits = (config.evaluation.split, *config.evaluation.extra_splits)
     require_judged(data, splits, config.evaluation.query_groups)
     require_not_trained_on(data, splits)
-    if config.policy.min_off_distribution_retention is not None:
-        for said in shared_queries(data, config.evaluation.extra_splits, (DEV, config.evaluation.split), refused=True):
-            say(f"[snapshot_dataset] {said}", WARNING)
+    for said in queries_in_common(config, data, refused=True):
+        say(f"[snapshot_dataset] {said}", WARNING)
     check_sources(data, config.distillation)
     check_before_towers(config.distillation, config.towers)
     key = usable_key(config.index, len(data.documents), width_of(config.towers))

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from components.artifacts import read_versioned, write_atomic, write_json
 from components.data.config import IgnoreIdenticalIds
 from components.errors import ArtifactError
-from components.evaluation.units import COLUMNS, Units, units_in
+from components.evaluation.units import COLUMNS, Spread, Units, units_in
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,8 +39,8 @@ class _Section(BaseModel):
 class UnitsSummary(_Section):
     """Which of a split's judged queries were drawn together: `units` units of at most `largest` queries, by the `rule`.
 
-    `design_effects`, by metric: variance of the student's mean over that of as many queries drawn one by one (see
-    `components.evaluation.units`). `words` says it all.
+    `design_effects`, by metric: variance of the student's mean over that of as many queries drawn one by one, by the `spread` over the
+    units (see `components.evaluation.units`; reports of before it was kept have that of residuals). `words` says it all.
     """
 
     rule: str
@@ -48,6 +48,7 @@ class UnitsSummary(_Section):
     largest: int
     design_effects: dict[str, float] = Field(default_factory=dict)
     words: str
+    spread: Spread = "residuals"
 
 
 class SystemSummary(_Section):

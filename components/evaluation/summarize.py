@@ -130,7 +130,7 @@ def _units(units: Units | None, scores: Scores) -> UnitsSummary | None:
     name = "student" if ("student", RETAINED[0]) in scores else next(iter(scores))[0]
     effects = {metric: design_effect(scores[name, metric], units.numbers) for metric in RETAINED} if units.count > 1 else {}
     told = told_units(units, effects)
-    return UnitsSummary(rule=units.rule, units=units.count, largest=units.largest, design_effects=effects, words=told)
+    return UnitsSummary(rule=units.rule, units=units.count, largest=units.largest, design_effects=effects, words=told, spread="left_out")
 
 
 def _own(judged: JudgedSplit) -> OwnSummary | None:

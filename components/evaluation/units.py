@@ -4,7 +4,8 @@ The test holds the lower end of a one-sided interval of the mean difference agai
 error s it succeeds with probability Phi(margin / s - z), z being the normal quantile of the confidence. Where queries were drawn in units
 (None: each by itself), the standard error is that of a cluster sample, and z Student's quantile, by which the interval is widened then.
 Sources: Julious, Sample sizes for clinical trials with normal data, Statistics in Medicine 23 (2004), section 6; Cameron and Miller, A
-practitioner's guide to cluster-robust inference, Journal of Human Resources 50 (2015), section II.
+practitioner's guide to cluster-robust inference, Journal of Human Resources 50 (2015), section II; MacKinnon, Nielsen and Webb,
+Cluster-robust inference: a guide to empirical practice, Journal of Econometrics 232 (2023), for the jackknife over units of unlike sizes.
 
 Queries that ask for one document, or for documents of the group that the splits were made by, succeed and fail together, so 641 of them
 may say no more than 120 that were drawn one by one. The data names its group as a metadata field of the documents (the built-in set: the
@@ -46,14 +47,17 @@ if TYPE_CHECKING:
 
 _NORMAL = NormalDist()
 _STEPS = 20  # until the number of queries and that of their units fit each other
+Spread = Literal["left_out", "residuals"]  # how a standard error over units is told; by the second the first decisions were made
 
 
-def power(differences: ArrayLike, margin: float, confidence: float = 0.95, units: Numbers | None = None) -> float:
+def power(
+    differences: ArrayLike, margin: float, confidence: float = 0.95, units: Numbers | None = None, spread: Spread = "left_out"
+) -> float:
     """Chance, from 0 to 1, that the test passes when there is no true difference, given the spread of these paired differences.
 
     Raises DataError for fewer than two values or one that is not finite: a spread cannot be told then.
     """
-    error = standard_error(differences, units)
+    error = standard_error(differences, units, spread)
     if error == 0:
         return 1.0
     return _NORMAL.cdf(margin / error - _end(confidence, _count(units, len(np.asarray(differences)))))
@@ -66,32 +70,37 @@ def min_detectable(differences: ArrayLike, confidence: float = 0.95, wanted: flo
 
 
 def queries_needed(
-    differences: ArrayLike, margin: float, confidence: float = 0.95, wanted: float = 0.8, units: Numbers | None = None
+    differences: ArrayLike,
+    margin: float,
+    confidence: float = 0.95,
+    wanted: float = 0.8,
+    units: Numbers | None = None,
+    spread: Spread = "left_out",
 ) -> int:
     """How many queries with the spread of these, in units as large as these, give the power `wanted` at the margin.
 
     Raises DataError where all are one unit: nothing says how far others would be from it.
     """
     values = np.asarray(differences, dtype=np.float64)
-    error = standard_error(values, units)
+    error = standard_error(values, units, spread)
     if not math.isfinite(error):
         raise DataError("All queries are one unit, so nothing says how many more would be needed. Judge queries of other groups.")
-    spread, count, needed = error * math.sqrt(len(values)), _count(units, len(values)), float(len(values))
+    of_one, count, needed = error * math.sqrt(len(values)), _count(units, len(values)), float(len(values))
     if count is None:
-        return queries_for(spread, margin, confidence, wanted)
+        return queries_for(of_one, margin, confidence, wanted)
     for _ in range(_STEPS):  # more queries come in more units
-        needed = ((_end(confidence, count * needed / len(values)) + _NORMAL.inv_cdf(wanted)) * spread / margin) ** 2
+        needed = ((_end(confidence, count * needed / len(values)) + _NORMAL.inv_cdf(wanted)) * of_one / margin) ** 2
     return max(2, math.ceil(needed))
 
 
-def queries_for(spread: float, margin: float, confidence: float = 0.95, wanted: float = 0.8) -> int:
+def queries_for(spread: float, margin: float, confidence: float = 0.95, wanted: float = 0.8, units: int | None = None) -> int:
     """How many queries give the power `wanted` at the margin, when the differences per query have the standard deviation `spread`."""
-    return max(2, math.ceil(((_NORMAL.inv_cdf(confidence) + _NORMAL.inv_cdf(wanted)) * spread / margin) ** 2))
+    return max(2, math.ceil(((_end(confidence, units) + _NORMAL.inv_cdf(wanted)) * spread / margin) ** 2))
 
 
-def margin_for(spread: float, queries: int, confidence: float = 0.95, wanted: float = 0.8) -> float:
-    """The smallest margin that so many queries can show with the power `wanted`, at that standard deviation of the differences."""
-    return (_NORMAL.inv_cdf(confidence) + _NORMAL.inv_cdf(wanted)) * spread / math.sqrt(queries)
+def margin_for(spread: float, queries: int, confidence: float = 0.95, wanted: float = 0.8, units: int | None = None) -> float:
+    """The smallest margin that so many queries, in so many units, can show with the power `wanted`, at that deviation of differences."""
+    return (_end(confidence, units) + _NORMAL.inv_cdf(wanted)) * spread / math.sqrt(queries)
 
 
 def _end(confidence: float, units: float | None) -> float:
@@ -105,11 +114,11 @@ def _count(units: Numbers | None, queries: int) -> int | None:
     return None if numbers is None else int(numbers.max()) + 1
 
 
-def standard_error(differences: ArrayLike, units: Numbers | None = None) -> float:
-    """That of the mean: standard deviation (n - 1) over the root of the number of queries; with units, from the sums of their residuals.
+def standard_error(differences: ArrayLike, units: Numbers | None = None, spread: Spread = "left_out") -> float:
+    """That of the mean: standard deviation (n - 1) over the root of the number of queries; with units, from the means without each of them.
 
-    Infinite for a single unit of several queries. Of units of very unlike sizes it is too small: one that holds most of the queries draws
-    the mean to itself. The gates of every release were decided by it, so another would have to come with a version of its own.
+    Infinite for a single unit of several queries. By `residuals`, the sums of each unit's, it is the same for units of one size, and too
+    small where one holds most of the queries and draws the mean to itself: 2,300 queries that are all but one unit would look like 2,300.
     """
     values = np.asarray(differences, dtype=np.float64)
     if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all():
@@ -117,9 +126,23 @@ def standard_error(differences: ArrayLike, units: Numbers | None = None) -> floa
     numbers = grouped(units, len(values))
     if numbers is None:
         return float(values.std(ddof=1) / math.sqrt(len(values)))
-    residuals = np.bincount(numbers, weights=values - values.mean())
-    count = len(residuals)
-    return math.inf if count < 2 else float(math.sqrt(count / (count - 1) * (residuals**2).sum()) / len(values))
+    residuals, sizes = np.bincount(numbers, weights=values - values.mean()), np.bincount(numbers)
+    if (count := len(sizes)) < 2:
+        return math.inf
+    if spread == "residuals":
+        return float(math.sqrt(count / (count - 1) * (residuals**2).sum()) / len(values))
+    moved = residuals / (len(values) - sizes)  # by how much the mean falls where a unit is left out
+    return float(math.sqrt((count - 1) / count * (moved**2).sum()))
+
+
+def units_alike(confidence: float) -> int:
+    """The fewest units that show something by all saying the same: coins fall alike as often, and no interval over them has a width."""
+    return math.ceil(-math.log2(1 - confidence) - _ROUNDING)
+
+
+def too_few_alike(units: int, confidence: float) -> bool:
+    """Whether so many units that all say the same may do so by chance."""
+    return units < units_alike(confidence)
 
 
 # --- Which judged queries were drawn together: the units that every interval, power and gate resamples.
@@ -267,7 +290,6 @@ def grouped(numbers: Numbers | None, queries: int) -> Numbers | None:
 
 def design_effect(values: NDArray[np.float64], numbers: Numbers | None) -> float:
     """The variance of the mean with the units as they are over that of as many queries drawn one by one; infinite for a single unit."""
-
     alone = standard_error(values) if len(values) > 1 else 0.0
     return (standard_error(values, numbers) / alone) ** 2 if alone > 0 else 1.0
 
@@ -425,19 +447,6 @@ def seeded_interval(
     return _not_below_zero(measured, *rows) if statistic == "ratio" else measured
 
 
-def holm(chances: Sequence[float]) -> list[float]:
-    """The chances (p values) of one table corrected for their number, in their order, at most 1.
-
-    Source: Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6 (1979).
-    """
-    order = sorted(range(len(chances)), key=lambda place: chances[place])
-    found, highest = [0.0] * len(chances), 0.0
-    for rank, place in enumerate(order):
-        highest = max(highest, min(1.0, (len(chances) - rank) * chances[place]))
-        found[place] = highest
-    return found
-
-
 def _parts(samples: int, width: int) -> Iterator[int]:
     step = max(1, _DRAWS_AT_ONCE // width)
     return (min(step, samples - start) for start in range(0, samples, step))
@@ -488,7 +497,7 @@ def _not_below_zero(ratio: Interval, *values: NDArray[np.float64]) -> Interval:
 def _freedom(rows: Sequence[NDArray[np.float64]], slopes: Sequence[float], numbers: Numbers | None, count: int) -> float:
     """Satterthwaite's degrees of freedom of the statistic's variance, of which units and the seeds of each system make a part."""
     along = np.sum([slope * row.mean(axis=0) for slope, row in zip(slopes, rows, strict=True)], axis=0)
-    parts = [(standard_error(along, numbers) ** 2, count - 1)]
+    parts = [(standard_error(along, numbers, "residuals") ** 2, count - 1)]  # as every published table of a study was computed
     parts += [(s**2 * row.mean(axis=1).var(ddof=1) / len(row), len(row) - 1) for s, row in zip(slopes, rows, strict=True) if len(row) > 1]
     known = [(variance, freedom) for variance, freedom in parts if variance > 0]
     if not known:

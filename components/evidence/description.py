@@ -123,6 +123,8 @@ def _moved(dossier: Dossier) -> str:
         told = "; ".join(as_text(shortened(line, _CHANGE)) for line in lines[:_SENTENCES])
         rows.append(f"**{word} than the champion:** {told or 'nothing is shown to be'}{more}.")
     rows += [as_text(found.documents)] if found.documents else []
+    if found.slices and any("=" in line for line in (*found.worse, *found.better)):
+        rows.append(f"Of {found.slices} slices compared at 95 % about {found.slices * 0.05:.1f} differ by chance alone.")
     return "\n\n".join(rows)
 
 
@@ -167,7 +169,7 @@ def _differences(dossier: Dossier) -> str:
 
 
 def _ends(delta: Delta) -> str:
-    return "too few queries" if delta.low is None or delta.high is None else f"{signed(delta.low)} to {signed(delta.high)}"
+    return "no interval" if delta.low is None or delta.high is None else f"{signed(delta.low)} to {signed(delta.high)}"
 
 
 def _changes(dossier: Dossier, most: int) -> str:

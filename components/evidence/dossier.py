@@ -17,7 +17,16 @@ from components.evaluation.champion_comparison import CANDIDATE, CHAMPION, SERVE
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.metrics import METRICS
 from components.evaluation.summarize import COMPARED, CONFIDENCE, scores_of
-from components.evaluation.units import Interval, design_effect, effective_queries, grouped, min_detectable, paired_bootstrap, power
+from components.evaluation.units import (
+    Interval,
+    design_effect,
+    effective_queries,
+    grouped,
+    min_detectable,
+    paired_bootstrap,
+    power,
+    too_few_alike,
+)
 from components.gates.config import PolicyConfig
 from components.release.completeness import other_models
 from components.release.manifest import BaseModelPin, LineageNode, ReleaseManifest
@@ -163,8 +172,9 @@ Scores = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
 
 @dataclass(frozen=True)
 class Delta:
-    """Mean of one system minus another's over the same queries, with its two-sided interval (None: too few queries, or a single unit).
+    """Mean of one system minus another's over the same queries, with its two-sided interval.
 
+    Without one (None) there are too few queries, a single unit, or few units that all say the same.
     `power` is the chance to show an equal system to be equal at the policy's margin (in a slice: at that for slices), `detectable` the
     smallest margin that could be shown with a chance of 80 %; both at the policy's one-sided confidence, and None for too few queries.
     `means` are those of both systems. `effective` is how many queries drawn one by one would say as much, None where these were.
@@ -305,7 +315,8 @@ def delta(
     first, second = pair
     gaps, policy, means = first - second, dossier.policy, (float(first.mean()), float(second.mean()))
     units = grouped(dossier.units_of(query_ids), len(gaps))
-    if len(gaps) < FEWEST or (units is not None and not units.any()):
+    count = len(gaps) if units is None else int(units.max()) + 1
+    if len(gaps) < FEWEST or count < 2 or (not np.ptp(gaps) and too_few_alike(count, policy.confidence)):
         return Delta(name, metric, len(gaps), float(gaps.mean()), means)
     samples, seed = dossier.resampling
     found = _interval(gaps.tobytes(), None if units is None else units.tobytes(), samples, seed)

@@ -397,7 +397,7 @@ def delta_table(caption: str, found: Sequence[Delta], systems: tuple[str, str] =
 
 
 def _delta_row(d: Delta) -> list[Cell]:
-    reading: Cell = ("too few queries" if d.queries < FEWEST else "one unit") if d.low is None else _READINGS[d.tone]
+    reading: Cell = ("too few queries" if d.queries < FEWEST else "one unit, or few alike") if d.low is None else _READINGS[d.tone]
     means, power = [f"{mean:.3f}" for mean in d.means], [share(d.power), number(d.detectable, 4)]
     named = [foreign(systems_words(d.name), _NAME), metric_words(d.metric)]
     return [*named, reading, *means, signed(d.difference), interval_words(d), _queries(d), *power]

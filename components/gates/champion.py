@@ -49,6 +49,7 @@ from components.gates.measures import (
     paired_bound,
     require_paired,
     scores,
+    spread_of,
     values_per_query,
 )
 
@@ -311,7 +312,7 @@ def _on_equal_terms(shared: PairedScores, evidence: GateInputs, policy: PolicyCo
 
     asked, table = frozenset(shared.candidate.index), _of_documents(evidence)
     if not asked:
-        raise NotDecidable(f"The candidate lacks documents of the champion, and nobody compared both on those that both hold. {_ASK}")
+        raise NotDecidable(f"The candidate lacks documents of the champion, and {_uncompared(evidence)} {_ASK}")
     if not asked <= set(evidence.report.per_query["query_id"]) or (table is not None and fully_served(table) - asked):
         raise NotDecidable(f"What both reach on the documents that both hold is not there for every query, or for others too. {_ASK}")
     part = part_of(HELD_BY_BOTH, asked, policy, required=True)
@@ -323,6 +324,16 @@ def _on_equal_terms(shared: PairedScores, evidence: GateInputs, policy: PolicyCo
     shared.candidate.attrs.update(scores(evidence.report, "student", METRIC).attrs)  # what is known of the queries, as their units
     outcome = non_inferior(shared.candidate, shared.champion, policy.margin, policy)
     return replace(outcome, reason=f"{outcome.reason} {shared.source}")
+
+
+def _uncompared(evidence: GateInputs) -> str:
+    """Why nobody compared both on the documents that both hold."""
+    if evidence.values is None and evidence.shared is not None and not len(evidence.shared):
+        return (
+            "the evaluation of one of them keeps no rankings (student.trec, qrels.trec) from which both could be compared on the documents "
+            "that both hold: those of before did not, nor those of ids with white space."
+        )
+    return "nobody compared both on those that both hold."
 
 
 def _overall(both: PairedScores, known: frozenset[str] | None, policy: PolicyConfig) -> Outcome:
@@ -340,14 +351,15 @@ def non_inferior(
     between = candidate - champion
     chosen = between if known is None else between[between.index.isin(known)]
     gaps, units = chosen.to_numpy(), numbers_of(chosen, candidate.loc[chosen.index])
-    strength = power(gaps, margin, policy.confidence, units) if len(gaps) > 1 else 0.0
+    spread = spread_of(policy)
+    strength = power(gaps, margin, policy.confidence, units, spread) if len(gaps) > 1 else 0.0
     text = f"nDCG@10 of candidate minus champion: {bound_text(interval, policy, queries)}; a loss below {margin:g} is allowed."
     if interval.high < -margin:
         shown = f"{text} Shown to be worse: at most {interval.high:+.4f}."
         return Outcome("fail", shown, interval.low, queries, strength)
     if policy.min_power is not None and strength < policy.min_power:
         alone = len(gaps) < 2 or (units is not None and len(set(units.tolist())) < 2)
-        needed = policy.min_slice_queries if alone else queries_needed(gaps, margin, policy.confidence, policy.min_power, units)
+        needed = policy.min_slice_queries if alone else queries_needed(gaps, margin, policy.confidence, policy.min_power, units, spread)
         grouped = " in units like these" if interval.units is not None else ""
         weak = (
             f"{text} Too few queries: an equal candidate would be shown to be equal with a chance of {strength:.0%} only, and "

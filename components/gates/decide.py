@@ -20,6 +20,7 @@ from components.evaluation.table import DEV
 from components.gates.champion import champion_gates
 from components.gates.config import PolicyConfig
 from components.gates.decision import GateDecision, GateInputs, Verdict
+from components.gates.measures import METHOD, asked_by
 from components.gates.policy import policy_digest
 from components.gates.quality import quality_gates
 from components.gates.soundness import ANN_DEPTH, soundness_gates
@@ -158,12 +159,17 @@ def require_attainable(policy: PolicyConfig, index: IndexConfig, key: str) -> No
 # --- The gates of a candidate: one pure function from evidence and a policy to a decision with reasons.
 
 
-def decide(evidence: GateInputs, policy: PolicyConfig) -> GateDecision:
-    """Hold a candidate's evidence against the policy; pure, raises nothing for bad measurements.
+def decide(evidence: GateInputs, policy: PolicyConfig, method: int = METHOD) -> GateDecision:
+    """Hold a candidate's evidence against the policy; pure, raises nothing for bad measurements but ArtifactError for an unknown method.
 
     The verdict is `fail` if any gate fails, else `not_decidable` if any gate is, else `pass`. The same evidence and policy always give
-    the same decision, which names both by their digests.
+    the same decision, which names both by their digests. `method`: that of a decision that is made again.
     """
+    if not 1 <= method <= METHOD:
+        raise ArtifactError(
+            f"The decision was made by the method {method}, and this version knows those up to {METHOD}. Install the version that made it."
+        )
+    digest, policy = policy_digest(policy), asked_by(policy, method)
     gates = (*quality_gates(evidence.report, policy), *champion_gates(evidence, policy), *soundness_gates(evidence, policy))
     statuses = {gate.status for gate in gates}
     verdict: Verdict = "fail" if "fail" in statuses else "not_decidable" if "not_decidable" in statuses else "pass"
@@ -172,6 +178,7 @@ def decide(evidence: GateInputs, policy: PolicyConfig) -> GateDecision:
         first_release=evidence.baseline is None and not evidence.lost,
         gates=gates,
         policy_version=policy.version,
-        policy_digest=policy_digest(policy),
+        policy_digest=digest,
         inputs=input_digests(evidence),
+        method=method,
     )

@@ -130,7 +130,7 @@ class GateDecision(BaseModel):
 
     `policy_version` and `policy_digest` name the policy, `inputs` maps evaluation, baseline, comparison, facts and comparison_values to the
     digest of their content, that of a late approval shared_documents too. Decisions of older versions have none of these, or were made
-    without comparison_values.
+    without comparison_values. `method` is the arithmetic that it was made by (see `components.gates.measures.METHOD`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -140,6 +140,7 @@ class GateDecision(BaseModel):
     policy_version: str | None = None
     policy_digest: str | None = None
     inputs: Mapping[str, str] = Field(default_factory=dict)
+    method: int = Field(1, ge=1)
 
     def open_gates(self) -> list[GateResult]:
         """The gates that failed or could not be decided."""

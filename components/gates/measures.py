@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, PrivateAttr
 
 from components.errors import DataError
 from components.gates.config import PolicyConfig
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from components.evaluation.report import Evaluation
-    from components.evaluation.units import Interval, Numbers, Units
+    from components.evaluation.units import Interval, Numbers, Spread, Units
 
 BOOTSTRAP_SAMPLES = 2000
 TAIL_SAMPLES = 20  # resamples beyond an end of an interval, below which the end is a matter of luck
@@ -30,6 +30,35 @@ BOOTSTRAP_SEED = 13  # fixed: the same report and policy always give the same de
 UNITS = "units"  # attribute of a series
 ROUNDING = 1e-9  # of a value that is a share
 SUMMARY_TOLERANCE = 1e-4  # absolute; a summary may be rounded to four digits, but not tell another story than its queries
+
+
+# How spreads over units are told and what few units may show. Raised with a change of it, and written into every decision, so that one of
+# before is made again in its own way. 1: by residuals, and units that all say the same pass however few; 2: by leaving units out, and few
+# units that all say the same decide nothing, and a teacher is not the downloaded encoder by queries that both find at once or not at all.
+METHOD = 2
+
+
+class AskedPolicy(PolicyConfig):
+    """A policy and the arithmetic that it is asked by, which is no setting: a policy asks for the same whatever that is."""
+
+    _method: int = PrivateAttr(METHOD)
+
+    @property
+    def method(self) -> int:
+        """See `METHOD`."""
+        return self._method
+
+
+def asked_by(policy: PolicyConfig, method: int) -> AskedPolicy:
+    """The policy, asked by the arithmetic of an earlier decision or today's."""
+    found = AskedPolicy.model_construct(policy.model_fields_set, **dict(policy))
+    found._method = method
+    return found
+
+
+def method_of(policy: PolicyConfig) -> int:
+    """By which arithmetic the gates are decided: today's, unless `asked_by` says another."""
+    return policy.method if isinstance(policy, AskedPolicy) else METHOD
 
 
 class NotDecidable(Exception):
@@ -142,11 +171,12 @@ def agrees(stated: Any, found: float, what: str, tolerance: float = SUMMARY_TOLE
         raise NotDecidable(f"The summary states {value:.4f} for the {what}, its queries give {found:.4f}.")
 
 
-def mean_bound(values: pd.Series, policy: PolicyConfig) -> Interval:
-    """The mean over queries and the one-sided ends of its interval."""
+def mean_bound(values: pd.Series, policy: PolicyConfig, may_be_alike: bool = False) -> Interval:
+    """The mean over queries and the one-sided ends of its interval; `may_be_alike`: few units that all say the same are no chance."""
     from components.evaluation.units import mean_interval
 
-    return _more_than_one_unit(mean_interval(values.to_numpy(), _samples(policy), two_sided(policy), BOOTSTRAP_SEED, numbers_of(values)))
+    found = mean_interval(values.to_numpy(), _samples(policy), two_sided(policy), BOOTSTRAP_SEED, numbers_of(values))
+    return _more_than_one_unit(found) if may_be_alike else _enough_units(found, len(values), policy)
 
 
 def ratio_bound(a: pd.Series, b: pd.Series, policy: PolicyConfig) -> Interval:
@@ -155,7 +185,7 @@ def ratio_bound(a: pd.Series, b: pd.Series, policy: PolicyConfig) -> Interval:
 
     require_paired(a, b)
     found = ratio_interval(a.to_numpy(), b.to_numpy(), _samples(policy), two_sided(policy), BOOTSTRAP_SEED, numbers_of(a, b))
-    return _more_than_one_unit(found)
+    return _enough_units(found, len(a), policy)
 
 
 def paired_bound(a: pd.Series, b: pd.Series, policy: PolicyConfig) -> Interval:
@@ -164,7 +194,7 @@ def paired_bound(a: pd.Series, b: pd.Series, policy: PolicyConfig) -> Interval:
 
     require_paired(a, b)
     found = paired_bootstrap(a.to_numpy(), b.to_numpy(), _samples(policy), two_sided(policy), BOOTSTRAP_SEED, numbers_of(a, b))
-    if not _more_than_one_unit(found).known:
+    if not _enough_units(found, len(a), policy).known:
         raise NotDecidable("The bootstrap gave no finite interval.")
     return found
 
@@ -176,6 +206,24 @@ def _more_than_one_unit(interval: Interval) -> Interval:
             "others would be from them. Judge queries of other groups, or set evaluation.query_groups if they were drawn one by one."
         )
     return interval
+
+
+def _enough_units(interval: Interval, queries: int, policy: PolicyConfig) -> Interval:
+    """Not decidable for a single unit, nor for few that all say the same: their interval has no width, and chance is not nothing."""
+    from components.evaluation.units import too_few_alike, units_alike
+
+    units = queries if interval.units is None else _more_than_one_unit(interval).units or 0
+    if method_of(policy) > 1 and interval.high - interval.low <= ROUNDING and too_few_alike(units, policy.confidence):
+        raise NotDecidable(
+            f"All {units} units of these queries say the same, {interval.difference:.4f}, and so few may do so by chance: at least "
+            f"{units_alike(policy.confidence)} are needed. Judge queries of other groups."
+        )
+    return interval
+
+
+def spread_of(policy: PolicyConfig) -> Spread:
+    """How the spread over units is told, by the method that the policy is asked by."""
+    return "left_out" if method_of(policy) > 1 else "residuals"
 
 
 def two_sided(policy: PolicyConfig) -> float:

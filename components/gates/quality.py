@@ -26,6 +26,7 @@ from components.gates.measures import (
     in_units,
     mapping,
     mean_bound,
+    method_of,
     off,
     paired_bound,
     ratio_bound,
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 KEPT = "recall@50"  # what retention is decided by; RETAINED are the two metrics that it is shown in
 TEACHER_WORTH = "teacher_worth"
 ENCODERS = ("student", "teacher")
+FEWEST_TELLING = 10  # queries that could tell two encoders apart, below which nobody knows whether they are one
+TELLING_ALIKE = 0.9  # of these, since rounding swaps answers among them alone
 SPEED_TOLERANCE = 1e-3  # of the speed-up, for figures that were rounded
 
 
@@ -183,7 +186,8 @@ def _beats(name: str, system: str, other: str, report: Evaluation, policy: Polic
 def _same_answers(report: Evaluation, policy: PolicyConfig) -> str:
     """In how many queries no metric tells the teacher from the untrained encoder, in words; empty for less than the policy's share.
 
-    Existing vectors are often those of the encoder as it was downloaded. Rounding alone may swap two answers with almost one score.
+    Existing vectors are often those of the encoder as it was downloaded. Rounding alone may swap two answers with almost one score. Queries
+    that both find at once, or not at all, are alike for any two encoders, so only the others tell.
     """
     if policy.same_teacher_share is None:
         return ""
@@ -192,6 +196,11 @@ def _same_answers(report: Evaluation, policy: PolicyConfig) -> str:
         require_paired(own, rival)  # else no value would be apart from one that is not there
     told_apart = sum((own - rival).abs() > SUMMARY_TOLERANCE for own, rival in pairs) > 0
     alike, queries = int((~told_apart).sum()), len(told_apart)
+    if method_of(policy) > 1:
+        telling = sum(values.between(SUMMARY_TOLERANCE, 1 - SUMMARY_TOLERANCE) for pair in pairs for values in pair) > 0
+        counted = told_apart | telling
+        if counted.sum() < FEWEST_TELLING or (counted & ~told_apart).sum() < TELLING_ALIKE * counted.sum():
+            return ""
     return f"{alike:,} of {queries:,}" if alike >= policy.same_teacher_share * queries else ""
 
 

@@ -68,6 +68,8 @@ OVERHEAD = {
 }
 READ_DOCUMENT = 2e-5  # reference seconds to read, hash and write a document, and to hold it against the contracts
 VALIDATED_DOCUMENT = 5e-5
+HASHED_BYTE = 5e-10  # reference seconds of a byte of a file that is held against its digest, or sealed
+JOINED_TIMES = 3  # that the files of joined towers are hashed: as what they are made of, in each tower, and as one artifact
 BOOTSTRAP_VALUE = 6e-9  # reference seconds of a resampled value of the bootstrap
 BOOTSTRAPS = 86  # intervals, differences and ratios of a report
 COMPANION_STEP = 1.6  # a training step of padded texts through an encoder with adapters, over one of packed texts through the student
@@ -105,12 +107,15 @@ class Need:
 def work_of(config: Any, facts: Facts) -> dict[str, Work]:
     """The work of every step of a retraining, by its name; `config` is a RetrainConfig. Steps that it does not have are left out."""
     documents, targets = facts.documents.count, target_texts(config, facts)
+    kept = 4 * (trained_parameters(config.towers, facts) + companion_parameters(config.towers, facts))
+    # A companion is loaded before the towers are trained, so that what is wrong with it is said in time.
+    look: Work = {} if facts.companion is None else {"student_load" if _like_the_student(config) else "teacher_load": 1}
     found: dict[str, Work] = {
         "snapshot_data": {"reference_second": READ_DOCUMENT * documents},
         "validate_data": {"reference_second": VALIDATED_DOCUMENT * documents},
-        "train_towers": _added(_training(config, facts), _judging(config, facts)),
+        "train_towers": _added(_added(_training(config, facts), _judging(config, facts)), look),
         "train_companion": _companion_training(config, facts),
-        "join_companion": {"teacher_load": 2, "student_load": 2},
+        "join_companion": {"teacher_load": 2, "student_load": 2, "reference_second": JOINED_TIMES * HASHED_BYTE * kept},
         "generate_queries": {"teacher_token": config.distillation.generated * GENERATED_TOKENS, "teacher_load": 1},
         "encode_corpus": _corpus(config, facts),
         "encode_teacher_queries": _teacher_queries(config, facts, targets),

@@ -55,8 +55,8 @@ class Facts:
     query and document, uncut, of a sample of the `pair_count` training pairs. `refine_pairs`: pairs of the refinement. `judged`: queries
     of the splits that are evaluated; `judged_counts`: judged queries of every split. `scripts`: share of the documents by script.
     `design_effect`: how many judged queries of the decisive split say as much as one that was drawn by itself (`expected_effect`).
-    `untrained_length`: tokens that the student's encoder reads of a text before training. `companion`: of the encoder beside the towers,
-    `judge`: of the model that they learn to order documents by.
+    `units`: in how many they were drawn, None where each is its own. `untrained_length`: tokens that the student's encoder reads of a text
+    before training. `companion`: of the encoder beside the towers, `judge`: of the model that they learn to order documents by.
     """
 
     documents: Texts
@@ -74,6 +74,7 @@ class Facts:
     untrained_length: int = 512
     companion: Shape | None = None
     judge: Shape | None = None
+    units: int | None = None
 
     def judge_bytes(self, towers: TowerConfig) -> int:
         """Bytes of the judge's weights, which are float32, and of a batch on its way through; 0 without one."""
@@ -135,7 +136,7 @@ def gather_facts(
     from components.evaluation.units import expected_effect, query_units
     from components.towers.pairs import training_pairs
 
-    pairs = training_pairs(dataset)
+    pairs, units = training_pairs(dataset), query_units(judged_split(dataset, evaluation.split), dataset, evaluation.query_groups)
     built_from = [*pairs.documents, *pairs.queries]
     count = _Counter() if rough else _Counter.of(towers, distillation, built_from)
     first: dict[str, str] = {}
@@ -162,7 +163,8 @@ def gather_facts(
         scripts={script: found / scripts.total() for script, found in scripts.most_common()},
         teacher=_teacher_shape(towers, built_from),
         student=shape_of_base(_student_base(towers, distillation, built_from)),
-        design_effect=expected_effect(query_units(judged_split(dataset, evaluation.split), dataset, evaluation.query_groups)),
+        design_effect=expected_effect(units),
+        units=None if units.count == len(units.query_ids) else units.count,
         untrained_length=_untrained_length(distillation, built_from),
         companion=_shape_beside(towers.companion, built_from),
         judge=_shape_beside(towers.judge, built_from),

@@ -13,6 +13,7 @@ from components.errors import ArtifactError, ResourceError, SpaceMismatch, lack_
 from components.evaluation.champion_comparison import load_comparison, load_values
 from components.gates.decide import VALUES, GateDecision, GateInputs, decide, require_policy, require_same_inputs
 from components.gates.decision import load_facts
+from components.gates.measures import METHOD
 from components.gates.policy import foreign_policy, policy_digest, recorded_policy
 from components.index.search import merge_fault_of
 from components.promotion.verified_stores import FolderStore, RegistryStore, Store
@@ -287,6 +288,12 @@ def _evaluation(folder: Path, manifest: ReleaseManifest) -> str:
     measured = load_evaluation(folder / EVALUATION_FOLDER)
     if evaluation_pin(measured.summary, report.digest) != manifest.evaluation:
         raise ArtifactError("The manifest states other figures, queries or judgements than the evaluation that it names.")
+    method, units = manifest.decision.method, measured.summary.units
+    if method < METHOD and units is not None and units.spread == "left_out":
+        raise ArtifactError(
+            f"The decision says that it was made by the method {method}, and its evaluation was written by a later version, which decides "
+            f"by the method {METHOD}: one of both was changed. Build the candidate again."
+        )
     if apart := figures_apart(measured):
         raise ArtifactError(f"{apart[0]} What a reviewer was shown is not what was measured.")
     return f"digest {report.digest[:12]}, {manifest.evaluation.queries} queries"
@@ -344,7 +351,7 @@ def decide_on(name: str, manifest: ReleaseManifest, folder: Path, baseline_of: B
     # Decisions of older versions were made without these values, though they lay there.
     values = load_values(compared) if VALUES in manifest.decision.inputs else None
     evidence = GateInputs(report, baseline, load_comparison(compared), load_facts(folder), values, version, lost)
-    return decide(evidence, policy)
+    return decide(evidence, policy, manifest.decision.method)
 
 
 def _outcome(decision: GateDecision) -> tuple[str, bool, dict[str, str]]:

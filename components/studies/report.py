@@ -23,7 +23,7 @@ from components.errors import DataError
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.metrics import per_query_metrics
 from components.evaluation.summarize import CONFIDENCE, RETAINED, judged_split
-from components.evaluation.units import Interval, Numbers, Statistic, Units, design_effect, holm, seeded_interval, told_units
+from components.evaluation.units import Interval, Numbers, Statistic, Units, design_effect, seeded_interval, told_units
 from components.studies.scores import KIND, Scores, splits_of
 from components.text import one_line
 
@@ -123,6 +123,19 @@ def with_interval(name: str, interval: Interval) -> dict[str, float]:
     """The three columns of a value with its interval; a fourth one for its chance, where that was asked."""
     row = {name: interval.difference, name + LOW: interval.low, name + HIGH: interval.high}
     return row if interval.p is None else {**row, name + CHANCE: interval.p}
+
+
+def holm(chances: Sequence[float]) -> list[float]:
+    """The chances (p values) of one table corrected for their number, in their order, at most 1.
+
+    Source: Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6 (1979).
+    """
+    order = sorted(range(len(chances)), key=lambda place: chances[place])
+    found, highest = [0.0] * len(chances), 0.0
+    for rank, place in enumerate(order):
+        highest = max(highest, min(1.0, (len(chances) - rank) * chances[place]))
+        found[place] = highest
+    return found
 
 
 def corrected(frame: pd.DataFrame) -> pd.DataFrame:

@@ -2,11 +2,13 @@
 
 Forms (Fang et al., SIGIR 2024): L(N) = (A/N)^a + d, L(D) = (B/D)^b + d, L(N, D) = [(A/N)^(a/b) + B/D]^b + d, with d the entropy that no
 size removes. Fitted by least squares on log L from several starts. Intervals come from a residual bootstrap: residuals are drawn with
-replacement, widened for the degrees of freedom that the fit used up, put on the fitted curve, and fitted again.
+replacement, widened for the degrees of freedom that the fit used up, put on the fitted curve, and fitted again; their ends lie as much
+further out as Student's t says for the few points that tell the noise.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -32,6 +34,7 @@ AT_BOUND = 1e-3  # relative distance from a bound that counts as being there
 LOWEST_R2 = 0.8
 CONFIDENCE = 0.95
 REFITS = 200
+FAR = 50.0  # of a logarithm: beyond it a prediction says nothing, and would be no number
 RUNS_EACH = 20  # runs drawn around each refitted curve for the interval of a prediction
 
 
@@ -125,7 +128,7 @@ def fit_law(name: LawName, points: Points, seed: int = 13, refits: int = REFITS)
         return Fit(name, law.formula, count, False, refusal, {}, {}, None)
     best = _best(law, points, _starts(law, points))
     draws = _refit(law, points, best, seed, refits)
-    ends = [_ends(column) for column in draws.T] if refits else []
+    ends = _parameter_ends(law, points, best, draws) if refits else []
     r2 = _r2(law, points, best)
     reasons = _doubts(law, points, ends, r2)
     return Fit(
@@ -142,6 +145,19 @@ def fit_law(name: LawName, points: Points, seed: int = 13, refits: int = REFITS)
     )
 
 
+def _parameter_ends(law: _Law, points: Points, best: Floats, draws: Floats) -> list[tuple[float, float]]:
+    """The ends of each parameter's interval, within the search; wider by Student's t, since a few points tell their own noise badly."""
+    from scipy.special import ndtri, stdtrit
+
+    level, limits = (1 + CONFIDENCE) / 2, _limits(points)
+    wider = float(stdtrit(len(points.loss) - len(law.names), level) / ndtri(level))
+    found = []
+    for name, value, column in zip(law.names, best, draws.T, strict=True):
+        low, high = (float(np.clip(value + wider * (end - value), *limits[name])) for end in _ends(column))
+        found.append((low, high))
+    return found
+
+
 def predict(fit: Fit, size: float, pairs: float) -> Prediction | None:
     """The loss at a size that the fit has not seen, with its interval; None when nothing was fitted or refitted.
 
@@ -151,9 +167,11 @@ def predict(fit: Fit, size: float, pairs: float) -> Prediction | None:
         return None
     law, point = LAWS[fit.law], Points.of([size], [pairs], [0.0])
     curves = np.array([law.curve(np.array(theta), point)[0] for theta in fit.refits])
-    off = np.random.default_rng(len(curves)).normal(0, fit.noise, (RUNS_EACH, len(curves)))
-    low, high = _ends((curves * np.exp(off)).ravel())
-    return Prediction(fit.law, size, pairs, float(law.curve(_theta(fit), point)[0]), low, high)
+    rng, best, free = np.random.default_rng(len(curves)), float(law.curve(_theta(fit), point)[0]), fit.points - len(fit.parameters)
+    off = np.log(curves / best) + rng.normal(0, fit.noise, (RUNS_EACH, len(curves)))
+    # The noise is known from a few points itself, so what is drawn by it follows Student's t.
+    low, high = _ends((off * np.sqrt(free / rng.chisquare(free, off.shape))).ravel())
+    return Prediction(fit.law, size, pairs, best, best * math.exp(max(low, -FAR)), best * math.exp(min(high, FAR)))
 
 
 def curve(fit: Fit, points: Points) -> Floats:

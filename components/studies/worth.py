@@ -13,11 +13,12 @@ The rule:
 3. Of these the one whose building and serving take least hours is deployed. Where none is good enough, it is the one with the highest sum
    of both metrics, and nothing is claimed of the others. A system whose hours nobody knows is not deployed.
 Systems trained with one seed are compared like the others, and the sentence then says that it claims nothing; so it does where all queries
-are one unit, of which no interval is known.
+are one unit, of which no interval is known, or few units that all say the same, whose interval has no width.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -26,7 +27,7 @@ import numpy as np
 from components.errors import DataError
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.metrics import RETAINED
-from components.evaluation.units import Interval
+from components.evaluation.units import Interval, too_few_alike
 from components.studies.report import METRIC_TITLES, compare, differences, seeds_of
 from components.studies.scores import Scores
 
@@ -76,6 +77,7 @@ def break_even(dearer_training: float, cheaper_training: float, dear_serving: fl
 
 
 BM25, WITH_BM25 = "bm25", "+bm25"
+_WIDTH = 1e-9  # of an interval that has none
 RISK = 0.05  # of taking any system that loses more for good enough
 
 
@@ -124,8 +126,9 @@ class Recommendation:
             told = f"{'BM25 is enough: deploy' if self.chosen == BM25 else 'Deploy'} {self.chosen}, {reason}{self._cheaper()}."
         if self.claimed:
             return told
+        several = any((found.units or 0) > 1 for standing in self.standings.values() for found in standing.behind.values())
         why = (
-            "All queries are one unit, so nothing is claimed; by the means"
+            f"All queries are {'few units that all say the same' if several else 'one unit'}, so nothing is claimed; by the means"
             if self.one_unit
             else "With one seed nothing is claimed; by the queries"
         )
@@ -196,6 +199,9 @@ def _behind(
     runs, reference = (differences(own, other), None) if same else (own, other)
     found = compare(runs, reference, "difference", config, config.split, metric, confidence)
     assert found is not None
+    count = len(own[0][config.split, metric]) if found.units is None else found.units
+    if found.known and found.high - found.low <= _WIDTH and too_few_alike(count, (1 + confidence) / 2):
+        found = replace(found, low=-math.inf, high=math.inf)  # few units that all say the same show nothing
     # A few seeds reach beyond what two means between 0 and 1 can differ by.
     return replace(found, low=max(-1.0, found.low), high=min(1.0, found.high)) if found.known else found
 

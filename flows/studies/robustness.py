@@ -133,5 +133,8 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
     mixed = [artifact for name, artifact in results.items() if name.startswith(f"{FOREIGN}@")]
     if mixed:
         others = f"{mixed[0].counts['foreign_documents']:,} of '{Path(study.foreign_documents).name}'"
-        lines.append(f"{FOREIGN}: clean queries, exact search among the own documents and {others}.")
+        lines.append(
+            f"{FOREIGN}: clean queries, exact search among the own documents and {others}. The clean row searches the index of the towers: "
+            "where that is approximate, the change is too small by what it loses."
+        )
     return lines

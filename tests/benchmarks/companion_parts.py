@@ -156,7 +156,8 @@ def scores(run: Training, following: Training | None) -> Any:
 
 def lines(runs: list[Training]) -> list[str]:
     """A line for each part and metric, and one for each difference, with its p by Holm over all differences."""
-    from components.evaluation.units import holm, seeded_interval
+    from components.evaluation.units import seeded_interval
+    from components.studies.report import holm
 
     said = [f"  seeds {', '.join(str(run.seed) for run in runs)}"]
     several, units = len(runs) > 1, runs[0].units

@@ -57,7 +57,8 @@ def newest(study: str) -> dict[str, list[Path]]:
 def lines(cells: dict[str, list[Path]], systems: list[str], baseline: str, split: str) -> list[str]:
     """One line for each difference."""
     from components.errors import ConfigError
-    from components.evaluation.units import holm, seeded_interval
+    from components.evaluation.units import seeded_interval
+    from components.studies.report import holm
     from components.studies.scores import load_scores
 
     if unknown := [name for name in (*systems, baseline) if name not in cells]:

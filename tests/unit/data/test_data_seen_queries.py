@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +13,8 @@ import pytest
 from components.data.dataset import Dataset
 from components.data.left_out import SEEN_FILE, load_seen, require_unseen, seen_queries, shared_queries, write_seen
 from components.errors import ArtifactError, DataError
+from flows.candidate import CandidateParts, with_queries_in_common
+from flows.config import load_config
 
 
 def data(**splits: list[str]) -> Dataset:
@@ -90,3 +94,14 @@ def test_one_shared_query_in_a_hundred_is_told_and_does_not_stop_a_training() ->
     (said,) = shared_queries(given, ["others"], ["dev", "test"], refused=True)
     assert said.startswith("1 of 100 judged queries of the split 'others' are queries of 'test'")
     assert shared_queries(given, ["others"], ["dev"], refused=True) == []
+
+
+def test_queries_that_splits_share_stand_in_what_a_reviewer_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refresh that was warned of them at night goes on, and nobody sees its terminal."""
+    given = data(train=["x"], dev=["heart attack"], test=["fever"], others=["fever", "cough"])
+    monkeypatch.setattr("components.data.dataset.load_dataset", lambda _: given)
+    parts: Any = CandidateParts(*[SimpleNamespace(path=Path("x"))] * 7, notes=("Index refresh.",))  # type: ignore[arg-type]
+    asked = {"evaluation.extra_splits": ["others"], "policy.min_off_distribution_retention": 0.9}
+    first, said = with_queries_in_common(load_config("demo", overrides=asked), parts).notes
+    assert first == "Index refresh." and said.startswith("1 of 2 judged queries of the split 'others' are queries of 'test'")
+    assert with_queries_in_common(load_config("demo"), parts) is parts

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from components.errors import DataError
-from components.evaluation.units import holm, mean_interval, paired_bootstrap, ratio_interval, seeded_interval
+from components.evaluation.units import mean_interval, paired_bootstrap, ratio_interval, seeded_interval
+from components.studies.report import holm
 from tests.benchmarks.interval_coverage import CASES, HIGHEST, LOWEST, coverage
 
 ROUNDS, SAMPLES = 400, 400

@@ -27,6 +27,8 @@ from components.evaluation.units import (
     resampled_means,
     standard_error,
     told_units,
+    too_few_alike,
+    units_alike,
     units_in,
 )
 
@@ -175,6 +177,24 @@ def test_stated_power_is_how_often_an_equal_candidate_passes_also_in_few_units(c
     assert float(np.median(stated)) == pytest.approx(float(np.mean(passed)), abs=0.08)
     assert power(gaps, min_detectable(gaps, units=groups), units=groups) == pytest.approx(0.8)
     assert power(gaps, margin / 3, units=groups) < 0.8 and queries_needed(gaps, margin / 3, units=groups) > len(gaps)
+
+
+def test_queries_of_which_one_unit_holds_nearly_all_say_no_more_than_few_units() -> None:
+    """As of nl2bash, whose queries of one command after the other share their answers: 2,013 of 2,131 are one unit."""
+    numbers = np.repeat(np.arange(24), [2013, 25, 25, 20, 11, 7, 5, *[4] * 4, *[1] * 13])
+    rng, sizes = np.random.default_rng(3), np.bincount(numbers)
+    true = 0.02 * np.sqrt((sizes**2).sum()) / sizes.sum()
+    drawn = [rng.normal(0, 0.02, 24)[numbers] + rng.normal(0, 0.1, len(numbers)) for _ in range(100)]
+    assert np.mean([standard_error(gaps, numbers) for gaps in drawn]) == pytest.approx(true, rel=0.3)
+    assert np.mean([power(gaps, 0.02, 0.95, numbers) for gaps in drawn]) < 0.7
+    assert np.median([effective_queries(len(gaps), design_effect(gaps, numbers)) for gaps in drawn]) < 200
+    # By residuals, as the first decisions were made, its own is next to nothing.
+    assert np.mean([standard_error(gaps, numbers, "residuals") for gaps in drawn]) < 0.1 * true
+
+
+def test_few_units_that_all_say_the_same_show_nothing() -> None:
+    assert [too_few_alike(units, 0.95) for units in (1, 4, 5, 100)] == [True, True, False, False]
+    assert (units_alike(0.95), units_alike(0.99), units_alike(0.999)) == (5, 7, 10)
 
 
 def test_units_of_another_number_of_queries_are_refused() -> None:

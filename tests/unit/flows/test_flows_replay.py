@@ -72,6 +72,17 @@ def test_systems_and_comparisons_that_a_later_version_adds_are_left_out(folders:
     assert compare_evaluations(*folders).outcome == "different"
 
 
+def test_what_queries_are_worth_is_not_compared_with_what_an_older_arithmetic_said(folders: tuple[Path, Path]) -> None:
+    told = {"rule": "each page", "units": 9, "largest": 20, "design_effects": {"ndcg@10": 1.2}, "words": "worth 33"}
+    change_report(folders[0], lambda report: report.update(units=told))
+    new = {**told, "design_effects": {"ndcg@10": 4.0}, "words": "worth 10", "spread": "left_out"}
+    change_report(folders[1], lambda report: report.update(units=new))
+    assert compare_evaluations(*folders).outcome == "equal"
+    assert str(compare_evaluations(*reversed(folders)).first).startswith("units.")
+    change_report(folders[1], lambda report: report.update(units={**new, "units": 8}))
+    assert str(compare_evaluations(*folders).first).startswith("units.units")
+
+
 def test_a_query_more_of_a_recorded_system_is_a_difference(folders: tuple[Path, Path]) -> None:
     path = folders[1] / "per_query.parquet"
     table = pd.read_parquet(path)

@@ -115,6 +115,24 @@ def test_a_teacher_that_differs_from_the_downloaded_encoder_in_one_query_of_fort
     assert result.status == "fail" and result.reason.startswith("Not shown to be better")
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_two_encoders_that_find_all_queries_or_none_are_not_taken_for_one(value: float) -> None:
+    """On such data any two would be: it passed as the encoder that it was not shown to be better than."""
+    report = as_downloaded()
+    both = report.per_query["system"].isin(["teacher", "student_untrained"])
+    table = report.per_query.assign(value=report.per_query["value"].where(~both, value))
+    systems = {
+        name: found.model_copy(update={"metrics": dict.fromkeys(found.metrics, value)})
+        if name in ("teacher", "student_untrained")
+        else found
+        for name, found in report.summary.systems.items()
+    }
+    easy = replace(report, per_query=table, summary=report.summary.model_copy(update={"systems": systems}))
+    result = gate(decided(easy), "teacher_worth[student_untrained]")
+    assert result.status == "fail" and result.reason.startswith("Not shown to be better")
+    assert gate(decide(GateInputs(easy, facts=FACTS), POLICY, 1), "teacher_worth[student_untrained]").status == "pass"
+
+
 def test_how_alike_a_teacher_has_to_be_to_count_as_the_downloaded_encoder_is_the_policys_to_say() -> None:
     one = np.zeros(40)
     one[0] = 0.1

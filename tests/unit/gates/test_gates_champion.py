@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from components.errors import ArtifactError
 from components.evaluation.report import Evaluation
 from components.evaluation.units import Units
 from components.gates.config import PolicyConfig
@@ -225,3 +226,31 @@ def test_units_are_an_input_of_the_decision_and_their_lack_is_none() -> None:
     before, after = (decided(found, make_evaluation()).inputs["evaluation"] for found in (report, in_units(report, np.arange(40))))
     assert before != after
     assert before == decided(replace(report, units=None), make_evaluation()).inputs["evaluation"]
+
+
+MOSTLY_ONE = np.repeat(np.arange(24), [366, *[2] * 11, *[1] * 12])  # of 400 queries
+
+
+def test_power_counts_a_unit_of_nearly_all_queries_as_one_and_old_decisions_are_made_again_as_they_were() -> None:
+    gaps = np.where(MOSTLY_ONE == 0, 0.006, 0.0) + np.tile([-0.05, 0.05], 200)
+    report, policy = in_units(shifted(gaps), MOSTLY_ONE), POLICY.model_copy(update={"slice_margin": None})
+    evidence = GateInputs(report, make_evaluation(queries=400), make_comparison(queries=400), FACTS, champion=1)
+    now, before = decide(evidence, policy), decide(evidence, policy, 1)
+    assert (now.method, before.method, now.policy_digest) == (2, 1, before.policy_digest)
+    found, former = (gate(decision, "champion_non_inferior") for decision in (now, before))
+    assert (found.status, former.status) == ("not_decidable", "pass") and found.value == former.value
+    assert found.power is not None and former.power is not None and found.power < 0.8 < former.power
+    assert decide(evidence, policy) == now and GateDecision.model_validate({**before.model_dump(exclude={"method"})}) == before
+    with pytest.raises(ArtifactError, match="by the method 3, and this version knows those up to 2"):
+        decide(evidence, policy, 3)
+
+
+@pytest.mark.parametrize(("units", "status"), [(4, "not_decidable"), (5, "pass")])
+def test_few_units_that_all_say_the_same_decide_nothing(units: int, status: str) -> None:
+    report = in_units(shifted(np.zeros(400)), np.arange(400) * units // 400)
+    evidence = GateInputs(report, make_evaluation(queries=400), make_comparison(queries=400), FACTS, champion=1)
+    result = gate(decide(evidence, POLICY), "champion_non_inferior")
+    assert result.status == status
+    assert status == "pass" or ("All 4 units of these queries say the same, 0.0000" in result.reason and "at least 5" in result.reason)
+    assert gate(decide(evidence, POLICY, 1), "champion_non_inferior").status == "pass"
+    assert gate(decide(evidence, POLICY), "ann_recall").status == "pass"

@@ -119,7 +119,8 @@ def test_documents_that_are_gone_since_a_later_champion_are_not_passed_over_in_s
     assert shared is not None
     told = replace(late, shared=shared[shared["metric"] == SHARED])
     assert (result(told, ON_SHARED).status, result(told, ON_SHARED).value) == ("fail", pytest.approx(-0.05))
-    assert result(replace(evidence(0, comparison=None), shared=shared.iloc[:0]), ON_SHARED).status == "not_decidable"
+    unsaid = result(replace(evidence(0, comparison=None), shared=shared.iloc[:0]), ON_SHARED)
+    assert unsaid.status == "not_decidable" and "keeps no rankings (student.trec, qrels.trec)" in unsaid.reason
     assert result(replace(told, shared=told.shared.astype({"value": object}).assign(value="much")), ON_SHARED).status == "not_decidable"
     assert "shared_documents" in decide(told, POLICY).inputs and ON_SHARED not in names(decide(evidence(0), POLICY))
 

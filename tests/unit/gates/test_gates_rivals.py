@@ -84,6 +84,9 @@ def test_a_decision_is_made_again_from_the_values_that_it_names(tmp_path: Path, 
     again = decide_on("retriever", manifest.model_copy(update={"decision": before}), folder, lambda _: OLD)
     assert (gate(stated).status, gate(again).status) == ("fail", "not_decidable")
     assert set(again.inputs) == set(before.inputs)
+    first = stated.model_copy(update={"method": 1})
+    older = manifest.model_copy(update={"decision": first})
+    assert decide_on("retriever", older, folder, lambda _: OLD).method == 1
 
 
 def rows(column: str, value: Any, count: int = 1, system: str = "champion") -> Callable[[pd.DataFrame], pd.DataFrame]:

@@ -13,6 +13,7 @@ from components.planning.cost import (
     PROBES,
     UNITS,
     card_needs,
+    companion_parameters,
     needs_of,
     padded,
     real,
@@ -184,8 +185,18 @@ def test_a_companion_adds_its_training_and_its_tokens_once() -> None:
     judged = sum(real(t.student, t.count, config().towers.max_query_length) for t in facts().judged.values())
     more = joined["evaluate"]["student_token"] - alone["evaluate"]["student_token"]
     assert more == pytest.approx(judged * size_of(ENCODER) / size_of(facts().student))
-    assert joined["train_companion"]["align_batch"] > 0 and joined["train_towers"] == alone["train_towers"]
+    assert joined["train_companion"]["align_batch"] > 0
+    assert joined["train_towers"] == {**alone["train_towers"], "student_load": 1}  # it is looked at before the towers are trained
     assert set(joined) - set(alone) == {"train_companion", "join_companion"}
+
+
+def test_joining_a_companion_takes_longer_the_more_there_is_to_hash() -> None:
+    whole = {"towers__training": "full", "towers__companion": {**WITH["towers__companion"], "training": "full"}}
+    adapters, full = (work_of(config(**changes), facts(companion=ENCODER))["join_companion"] for changes in (WITH, whole))
+    more = 8 * (facts().teacher.parameters + ENCODER.parameters) - 4 * sum(
+        parameters(config(**WITH).towers, facts(companion=ENCODER)) for parameters in (trained_parameters, companion_parameters)
+    )
+    assert full["reference_second"] - adapters["reference_second"] == pytest.approx(3 * 5e-10 * more)
 
 
 def test_a_companion_beside_a_static_student_costs_what_it_costs() -> None:

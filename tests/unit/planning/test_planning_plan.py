@@ -83,6 +83,16 @@ def test_a_margin_that_the_queries_cannot_show_is_widened_with_a_version_of_its_
     assert chosen(plan.from_data(asked, enough, (), ROOM, 4))["policy.margin"] == 0.01
 
 
+def test_a_margin_that_is_planned_for_few_units_is_one_that_their_gate_can_decide_on() -> None:
+    """The gate's interval ends at Student's quantile for so many units; by the normal one, the planned margin fell short of its power."""
+    asked, effect = own(policy__margin=0.01, policy__min_power=0.8), 4.0
+    for units, student in ((6, 2.015), (20, 1.729)):
+        margin = chosen(plan.from_data(asked, facts(design_effect=effect, units=units), (), ROOM, 4))["policy.margin"]
+        assert margin / (plan.TRAINING_SPREAD * np.sqrt(effect / 50)) - student >= 0.84
+    assert any("drawn in 3 units, fewer than 5" in note for note in plan.notes_on(asked, facts(units=3), None, None))
+    assert not any("drawn in" in note for found in (None, 5) for note in plan.notes_on(asked, facts(units=found), None, None))
+
+
 def test_the_number_of_queries_is_that_of_the_gate() -> None:
     differences = np.tile([0.3, -0.3, 0.1, -0.1], 50)
     assert queries_for(float(differences.std(ddof=1)), 0.02) == queries_needed(differences, 0.02)

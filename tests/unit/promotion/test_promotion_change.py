@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ import pytest
 
 from components.artifacts import open_artifact
 from components.errors import ArtifactError, PromotionError
+from components.evaluation.report import UnitsSummary, load_evaluation
 from components.promotion.approval import approve
 from components.promotion.promote import Change, promote, resolve, rollback
 from components.release.champion import servable_release, settled_release
-from components.release.manifest import ReleaseManifest
+from components.release.manifest import EVALUATION_FOLDER, ReleaseManifest
 from tests.unit.promotion_world import GOOD, NAME, Killed, MemoryTracking, World, rewrite
 
 RELEASE = f"{NAME}-release"
@@ -166,6 +168,21 @@ def test_edited_verdict_is_found_by_deciding_again(world: World) -> None:
     tags["scalingnote.digest"] = open_artifact(world.root / "1" / "candidate").digest
     approve(NAME, number, "Mallory")
     with pytest.raises(PromotionError, match="the gates decided again say 'fail'"):
+        promote(NAME, no_smoke)
+
+
+def test_a_decision_is_not_passed_off_as_one_of_before_whose_arithmetic_let_more_through(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number, folder = world.candidate(), world.root / "1" / "candidate"
+    rewrite(folder, lambda content: content["decision"].update(method=1))
+    world.tracking.models[f"{NAME}-candidate"][0].tags["scalingnote.digest"] = open_artifact(folder).digest
+    report = load_evaluation(folder / EVALUATION_FOLDER)
+    units = UnitsSummary(rule="each", units=40, largest=1, words="each", spread="left_out")
+    today = replace(report, summary=report.summary.model_copy(update={"units": units}))
+    monkeypatch.setattr("components.evaluation.report.load_evaluation", lambda _: today)
+    approve(NAME, number, "Mallory")
+    with pytest.raises(PromotionError, match="made by the method 1, and its evaluation was written by a later version"):
         promote(NAME, no_smoke)
 
 

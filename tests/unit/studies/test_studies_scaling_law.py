@@ -57,6 +57,16 @@ def test_the_next_size_is_predicted_from_the_smaller_ones() -> None:
     np.testing.assert_allclose(curve(fit, all_sizes), all_sizes.loss, rtol=0.02)
 
 
+def test_intervals_from_few_points_hold_what_is_measured_as_often_as_they_say() -> None:
+    """Four points leave one degree of freedom: taken for sure, their noise gave intervals that held seven of ten runs."""
+    rng, sizes, held = np.random.default_rng(0), SIZES[-5:], 0
+    for seed in range(24):
+        runs = of_size(sizes) * np.exp(rng.normal(0, 0.02, 5))
+        found = predict(fit_law("model_size", Points.of(sizes[:4], np.full(4, 1e4), runs[:4]), seed, 20), sizes[-1], 1e4)
+        held += found is not None and found.low <= runs[-1] <= found.high
+    assert held >= 22
+
+
 def test_too_few_points_are_not_fitted() -> None:
     fit = fit_law("model_size", Points.of(SIZES[:3], np.full(3, 1e4), of_size(SIZES[:3])))
     assert not fit.supported and fit.parameters == {} and fit.r2 is None

@@ -102,6 +102,16 @@ def test_all_queries_in_one_unit_show_nothing() -> None:
     assert "inf" not in found.sentence
 
 
+@pytest.mark.parametrize(("units", "claimed"), [(3, False), (8, True)])
+def test_few_units_that_all_say_the_same_show_nothing(units: int, claimed: bool) -> None:
+    """Every training of the cheap system loses the same on every query: an interval of no width, also over three units."""
+    values, numbers = np.full(QUERIES, 0.59), {"test": np.arange(QUERIES) % units}
+    runs = [[Scores({("test", m): found for m in ("recall@50", "ndcg@10")}, numbers)] * 2 for found in (values, values + 0.01)]
+    found = choose(dict(zip(("cheap", "best"), runs, strict=True)), {"cheap": 1.0, "best": 9.0}, 0.05, 1000, CONFIG)
+    assert (found.claimed, found.chosen) == (claimed, "cheap" if claimed else "best")
+    assert claimed or found.sentence.startswith("All queries are few units that all say the same, so nothing is claimed")
+
+
 def test_more_systems_make_the_intervals_wider() -> None:
     few = {"best": system(0.6, 1, 2, 3), "other": system(0.59, 1, 2, 3)}
     many = few | {f"bad-{i}": system(0.1 + i / 100, 1, 2, 3) for i in range(12)}
