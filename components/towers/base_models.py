@@ -305,8 +305,11 @@ def _hub(name: str, revision: str | None, code: bool) -> BaseModel:
     return BaseModel(name, str(found.folder), found.digest, revision=found.commit, code=found.code)
 
 
-def load_config(base: BaseModel) -> Any:
-    """The configuration of the text model in `base`; raises ModelError for what cannot encode texts here, with the reason."""
+def load_config(base: BaseModel, finished: bool = False) -> Any:
+    """The configuration of the text model in `base`; raises ModelError for what cannot encode texts here, with the reason.
+
+    `finished`: as for `require_text_model`.
+    """
     from transformers import AutoConfig
 
     folder = Path(base.location)
@@ -318,7 +321,7 @@ def load_config(base: BaseModel) -> Any:
         whole = AutoConfig.from_pretrained(base.location, **base.loading)
     except base.faults as error:
         raise ModelError(f"The model '{base.name}' cannot be loaded: {why_unloadable(error)}") from None
-    return require_text_model(whole, base.name)
+    return require_text_model(whole, base.name, finished)
 
 
 def tokenizer_of(base: BaseModel) -> Any:
@@ -435,7 +438,7 @@ def decoder_shape(name: str) -> tuple[int, int] | None:
 
 def _cut(whole: BaseModel, kept: str) -> BaseModel:
     """`whole` with some of its layers (`6` or `first6`), as a model with a name and a digest of its own."""
-    total = configured_layers(load_config(whole), whole.name)
+    total = configured_layers(load_config(whole, finished=True), whole.name)  # what loads the weights looks at all of it
     name, count = f"{whole.name}@{kept}", int(kept.removeprefix("first"))
     if not 1 <= count < total:
         raise ModelError(f"'{name}' asks for {count} layers; '{whole.name}' has {total}: ask for 1 to {total - 1}.")
