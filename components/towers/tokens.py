@@ -163,6 +163,11 @@ def prompt_tokens(tokenizer: Any, prompt: str, append_eos: bool) -> int:
     return len(row) + (append_eos and row[-1:] != [tokenizer.eos_token_id])
 
 
+def kinds_of_tokens(tokenizer: Any) -> bool:
+    """Whether the tokenizer says of a text's tokens that they are of several kinds (XLNet, Funnel), as others do of pairs alone."""
+    return "token_type_ids" in tokenizer.model_input_names and any(tokenizer("a")["token_type_ids"])
+
+
 def require_room(tokenizer: Any, contract: EncodingContract) -> None:
     """`require_words` for a tower's contract."""
     of = contract.role

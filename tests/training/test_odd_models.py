@@ -721,3 +721,24 @@ def test_a_tower_on_quantized_weights_from_before_they_were_refused_is_still_rea
         model, _ = load_decoder(resolve_base(cut), "float32", finished=True)
         assert model(torch.tensor([[5, 6, 7]])).last_hidden_state.isfinite().all()
     assert initial.shape_of(name).width == 32, "of a teacher whose query tower is refreshed"
+
+
+def test_kinds_of_tokens_that_a_tokenizer_tells_are_refused_of_a_teacher_and_left_out_of_a_student(tmp_path: Path, home: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+    from tokenizers.processors import TemplateProcessing
+
+    def of_kinds(texts: Any) -> Any:
+        tokenizer = bert(texts)
+        special = [(name, tokenizer.convert_tokens_to_ids(name)) for name in ("[CLS]", "[SEP]")]
+        template = TemplateProcessing(single="[CLS]:1 $A:0 [SEP]:0", special_tokens=special)
+        tokenizer.backend_tokenizer.post_processor = template
+        tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+        return tokenizer
+
+    folder = str(Form(Family("bert", of_kinds, "", base=ENCODER), "mean").write(TEXTS, tmp_path / "model"))
+    with pytest.raises(ModelError, match="token_type_ids"):
+        read_published(resolve_base(folder))
+    student = student_of(folder)
+    save_student(student, tmp_path / "student")
+    given = SentenceTransformer(str(tmp_path / "student"), device="cpu").encode(SHOWN, normalize_embeddings=True)
+    np.testing.assert_allclose(given, student.encode(SHOWN), atol=1e-5)

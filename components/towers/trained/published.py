@@ -18,6 +18,7 @@ from components.towers.base_models import BaseModel, load_config, tokenizer_of, 
 from components.towers.config import TowerConfig
 from components.towers.contract import ROLES, Role
 from components.towers.model_size import model_without_memory, state_width
+from components.towers.tokens import kinds_of_tokens
 from components.towers.transformer import position_limit
 
 if TYPE_CHECKING:
@@ -375,6 +376,8 @@ def _longest(base: BaseModel, settings: dict[str, Any]) -> int | None:
         raise ModelError(f"The tokenizer of '{base.name}' cannot be loaded: {why_unloadable(error)}") from None
     if tokenizer.truncation_side != "right":
         raise ModelError(f"'{base.name}' cuts long texts at their beginning (truncation_side), where a tower cuts them at their end.")
+    if kinds_of_tokens(tokenizer):
+        raise ModelError(f"'{base.name}' is told kinds of tokens by its tokenizer (token_type_ids), which a tower does not tell it.")
     if settings.get("do_lower_case") and tokenizer("A")["input_ids"] != tokenizer("a")["input_ids"]:
         raise ModelError(f"'{base.name}' expects texts in lower case, but neither its tokenizer nor a tower makes them so.")
     stated, positions = stated_length(settings), getattr(config, "max_position_embeddings", None)
