@@ -343,11 +343,14 @@ def _read_tokenizer(location: str, loading: tuple[tuple[str, Any], ...], _change
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(location, **dict(loading))
+        found = AutoTokenizer.from_pretrained(location, **dict(loading))
     except Exception as error:
         if type(error) is not Exception:
             raise
         raise ValueError(f"its tokenizer.json is not one that this version reads: {error}") from None  # tokenizers raises nothing else
+    if not isinstance(found.model_max_length, int | float):
+        raise ValueError(f"its tokenizer_config.json has a model_max_length that is no number: {found.model_max_length!r:.40}")
+    return found
 
 
 def load_weights(base: BaseModel, **options: Any) -> Any:

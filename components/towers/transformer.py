@@ -66,7 +66,7 @@ def require_text_model(whole: Any, name: str, finished: bool = False) -> Any:
 
     `finished`: of a saved encoder, whose probes say whether this machine's kernels still give its vectors.
     """
-    kinds = getattr(whole, "architectures", None) or []
+    kinds = [str(kind) for kind in getattr(whole, "architectures", None) or []]
     if any(kind.endswith("ForSequenceClassification") for kind in kinds):
         raise ModelError(
             f"'{name}' scores texts (a cross-encoder or classifier, {kinds[0]}) and gives no vectors. Name an encoder or a decoder."
@@ -256,7 +256,7 @@ def first_and_last(count: int, total: int) -> tuple[int, ...]:
 def configured_layers(config: Any, name: str) -> int:
     """Number of layers that a text model's configuration states; raises ModelError when it states none."""
     layers = getattr(config, "num_hidden_layers", None)
-    if not isinstance(layers, int):
+    if not isinstance(layers, int) or layers < 1:
         raise ModelError(f"The configuration of '{name}' does not say how many layers it has; name another model, or take it whole.")
     return layers
 

@@ -742,3 +742,20 @@ def test_kinds_of_tokens_that_a_tokenizer_tells_are_refused_of_a_teacher_and_lef
     save_student(student, tmp_path / "student")
     given = SentenceTransformer(str(tmp_path / "student"), device="cpu").encode(SHOWN, normalize_embeddings=True)
     np.testing.assert_allclose(given, student.encode(SHOWN), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("sentence_bert_config.json", "[]", "no JSON that holds an object"),
+        ("tokenizer_config.json", '{"model_max_length": "long"}', "model_max_length that is no number"),
+        ("config.json", '{"model_type": "bert", "architectures": [null], "num_hidden_layers": 0}', "does not say how many layers"),
+    ],
+)
+def test_what_a_models_own_files_say_wrong_is_a_sentence_before_the_towers(
+    file: str, content: str, words: str, tmp_path: Path, home: Path
+) -> None:
+    name = written(STUDENTS["bert"], tmp_path / "model")
+    (Path(name) / file).write_text(content)
+    with pytest.raises(ModelError, match=words):
+        check_before_towers(asked(name), TowerConfig(base_model="tiny-decoder"))

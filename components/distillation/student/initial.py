@@ -244,10 +244,17 @@ def published_length(location: str) -> int | None:
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         return None
-    length = stated_length(read_json(path))
+    length = stated_length(_object(path))
     if length is None and tokenizer.is_file():
-        length = read_json(tokenizer).get("model_max_length")
+        length = _object(tokenizer).get("model_max_length")
     return length if isinstance(length, int) and 0 < length < 10**6 else None
+
+
+def _object(path: Path) -> dict[str, Any]:
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise ModelError(f"{path} is no JSON that holds an object. Fetch the model again, or name another.")
+    return found
 
 
 def _of_the_tower(source: Source) -> StudentEncoder:
@@ -345,6 +352,7 @@ def _try(base: BaseModel, layers: tuple[int, ...] | int | None, prune_to: tuple[
     """
     published_pooling(base)  # as it was published it is a baseline
     published_head(base)
+    published_length(base.location)
     asked = DistillationConfig(layers=layers, prune_to=prune_to, trained_layers=trained)
     whole = model_without_memory(replace(base, layers=None))
     weights = 4 * sum(p.numel() for p in whole.parameters())  # all are read, whatever is kept
