@@ -145,8 +145,8 @@ class _Generator:
         longest, limit = max(map(len, open_ended)), position_limit(self._model)
         if limit is not None and longest + NEW_TOKENS > limit:
             raise ModelError(
-                f"The generator '{self._name}' has positions for {limit} tokens, but {EXAMPLES} examples and a document take {longest}, and "
-                f"a query up to {NEW_TOKENS}. Name another decoder."
+                f"The generator '{self._name}' has positions for {limit} tokens, but {EXAMPLES} examples and a document take {longest}, "
+                f"and a query up to {NEW_TOKENS}. Name another decoder."
             )
         batch = self._tokenizer.pad({"input_ids": open_ended}, return_tensors="pt").to(self._device)
         start = batch["input_ids"].shape[1]

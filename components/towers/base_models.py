@@ -31,6 +31,8 @@ from components.towers.config import WITHOUT_WEIGHTS, TowerConfig
 from components.towers.multilingual_e5 import MULTILINGUAL_E5, SOURCE_SHA256, write_multilingual_e5
 from components.towers.transformer import configured_layers, first_and_last, require_text_model
 
+# What stands beside or in the place of a quantized weight: without a word in config.json transformers would leave the scales out.
+_OF_QUANTIZED = re.compile(r"(weight_scale|scale_inv|zero_point|qweight|qzeros|weight_packed|absmax|\.SCB)")
 SEED = 7
 WIDTH = 64
 LAYERS = 2
@@ -361,6 +363,13 @@ def load_weights(base: BaseModel, **options: Any) -> Any:
     from transformers import AutoModel
 
     model, report = AutoModel.from_pretrained(base.location, output_loading_info=True, **options, **base.loading)
+    if getattr(model.config, "quantization_config", None) is None and (
+        scales := sorted(filter(_OF_QUANTIZED.search, report["unexpected_keys"]))
+    ):
+        raise ModelError(
+            f"The weights of '{base.name}' are quantized (they come with {scales[0]}), which its config.json does not say. "
+            "Name the model that it was made from."
+        )
     if lost := sorted(name for name in report["missing_keys"] if "pooler" not in name):  # a pooler takes no part here
         raise ModelError(
             f"'{base.name}': its files lack {len(lost):,} of the weights that config.json asks for (first: {lost[0]}), so they would be "

@@ -252,7 +252,7 @@ def test_a_document_without_spaces_between_words_is_shortened_too() -> None:
 
 
 def test_a_prompt_beyond_the_positions_of_the_generator_is_refused_in_words(home: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="'tiny-decoder.*' has positions for 512 tokens, but 3 examples and a document take"):
+    with pytest.raises(ModelError, match=r"'tiny-decoder.*' has positions for 512 tokens, but 3 examples and a document take"):
         generator = generation._Generator(resolve_base("tiny-decoder", TITLES), generator_config(1))
         generator.continue_all(["kidney " * 600])
 

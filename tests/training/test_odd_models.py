@@ -246,7 +246,7 @@ def test_a_cut_that_would_be_another_model_once_saved_is_refused_before_the_towe
     if family.kind == "diffllama":
         with pytest.raises(ModelError, match=words):
             check_before_towers(asked(name, prune_to=(3, 2)), towers)
-    teacher = TowerConfig(base_model=name, max_document_length=24)
+    teacher = TowerConfig(base_model=name, max_document_length=24, training="full")  # not all of them take adapters
     with pytest.raises(ModelError, match=words):
         check_before_towers(asked("teacher", layers=layers), teacher)
 
@@ -359,7 +359,7 @@ def test_the_encoder_as_published_gives_the_vectors_of_sentence_transformers(
     monkeypatch.setenv("SCALINGNOTE_PRECISION", "float32")
     model = FORMS[name].write(TEXTS, tmp_path / name)
     reference = SentenceTransformer(str(model), device="cpu")
-    query, document = untrained_roles(asked(str(model)), TEXTS, None, 48)
+    query, document = untrained_roles(asked(str(model)), TEXTS, None, 120)
     for encoder, encode in ((query, reference.encode_query), (document, reference.encode_document)):
         wanted = encode(SHOWN, normalize_embeddings=True)
         assert np.abs(encoder.encode(SHOWN) - wanted).max() < 1e-4
@@ -590,6 +590,20 @@ def test_an_encoder_with_a_head_for_words_is_no_generator(tmp_path: Path, home: 
     edited(tmp_path, hidden_size="wide")
     with pytest.raises(ModelError, match="cannot be loaded"):
         generation._load(resolve_base(str(tmp_path)), "float32")
+
+
+@pytest.mark.parametrize("beside", ["weight_scale", "weight_scale_inv", "qweight"])
+def test_quantized_weights_that_no_configuration_tells_of_are_refused_by_their_scales(beside: str, tmp_path: Path, home: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    name = written(TEACHERS["qwen3"], tmp_path / "model")
+    weights = load_file(tmp_path / "model/model.safetensors")
+    first = next(key for key in weights if key.endswith("proj.weight"))
+    scaled = {**weights, first.replace("weight", beside): torch.ones(1), first: weights[first].to(torch.float8_e4m3fn)}
+    save_file(scaled, tmp_path / "model/model.safetensors", metadata={"format": "pt"})
+    for use in (lambda: student_of(name), lambda: towers_on(name)):
+        with pytest.raises(ModelError, match=f"are quantized .they come with .*{beside}"):
+            use()
 
 
 # --- Adapters on texts alone, prompts as long as a text, and what sentence-transformers reads of a student
