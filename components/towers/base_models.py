@@ -29,10 +29,8 @@ from components.settings import check_note, models_folder, shipped
 from components.towers import hub
 from components.towers.config import WITHOUT_WEIGHTS, TowerConfig
 from components.towers.multilingual_e5 import MULTILINGUAL_E5, SOURCE_SHA256, write_multilingual_e5
-from components.towers.transformer import configured_layers, first_and_last, require_text_model
+from components.towers.transformer import configured_layers, first_and_last, require_plain_weights, require_text_model
 
-# What stands beside or in the place of a quantized weight: without a word in config.json transformers would leave the scales out.
-_OF_QUANTIZED = re.compile(r"(weight_scale|scale_inv|zero_point|qweight|qzeros|weight_packed|absmax|\.SCB)")
 SEED = 7
 WIDTH = 64
 LAYERS = 2
@@ -308,10 +306,7 @@ def _hub(name: str, revision: str | None, code: bool) -> BaseModel:
 
 
 def load_config(base: BaseModel, finished: bool = False) -> Any:
-    """The configuration of the text model in `base`; raises ModelError for what cannot encode texts here, with the reason.
-
-    `finished`: as for `require_text_model`.
-    """
+    """The configuration of the text model in `base`; raises ModelError as `require_text_model` does, which says what `finished` is."""
     from transformers import AutoConfig
 
     folder = Path(base.location)
@@ -363,13 +358,7 @@ def load_weights(base: BaseModel, **options: Any) -> Any:
     from transformers import AutoModel
 
     model, report = AutoModel.from_pretrained(base.location, output_loading_info=True, **options, **base.loading)
-    if getattr(model.config, "quantization_config", None) is None and (
-        scales := sorted(filter(_OF_QUANTIZED.search, report["unexpected_keys"]))
-    ):
-        raise ModelError(
-            f"The weights of '{base.name}' are quantized (they come with {scales[0]}), which its config.json does not say. "
-            "Name the model that it was made from."
-        )
+    require_plain_weights(model.config, report["unexpected_keys"], base.name)
     if lost := sorted(name for name in report["missing_keys"] if "pooler" not in name):  # a pooler takes no part here
         raise ModelError(
             f"'{base.name}': its files lack {len(lost):,} of the weights that config.json asks for (first: {lost[0]}), so they would be "

@@ -12,7 +12,7 @@ six: its upper layers turn meaning into the next word, which an embedding does n
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -85,6 +85,20 @@ def require_text_model(whole: Any, name: str, finished: bool = False) -> Any:
     if not isinstance(getattr(config, "vocab_size", None), int):
         raise ModelError(f"'{name}' ({whole.model_type}) does not read text alone. Name a language model or a text encoder.")
     return config
+
+
+# What stands beside or in the place of a quantized weight: without a word in config.json transformers leaves the scales out.
+_OF_QUANTIZED = re.compile(r"(weight_scale|scale_inv|zero_point|qweight|qzeros|weight_packed|absmax|\.SCB)")
+
+
+def require_plain_weights(config: Any, unused: Iterable[str], name: str) -> None:
+    """Raise ModelError where weights that were left `unused` show that others are quantized, and the configuration does not say so."""
+    scales = sorted(filter(_OF_QUANTIZED.search, unused))
+    if scales and getattr(config, "quantization_config", None) is None:
+        raise ModelError(
+            f"The weights of '{name}' are quantized (they come with {scales[0]}), which its config.json does not say. "
+            "Name the model that it was made from."
+        )
 
 
 # --- Whether the tokens of a model see the tokens after them: switched where the model can do both, and measured in every case.
