@@ -50,8 +50,8 @@ NODES = 128  # of a bundle; attention is quadratic in them, and a larger one sav
 LONGEST = 512  # tokens of a text; the mask of a tree is quadratic in its longest
 WORTH = 0.9  # share of the tokens that have to be left, else the plain way is as fast
 # Rows that begin alike, so that the last of them stands far from its place in the tree, and what their states may differ by: rounding,
-# not what a wrong neighbour or place would change.
-_ROWS = tuple([5, 6, *range(first, first + 5)] for first in range(7, 15))
+# not what a wrong neighbour or place would change. The tree is as large as one can be: a window that goes by places in it shows (GPT-Neo).
+_ROWS = tuple([5, 6, *range(first, first + 5)] for first in range(7, 32))
 _TOLERANCE, _COARSE_TOLERANCE = 1e-3, 0.15  # the latter in half precision, where Gemma's states differ by .04 by rounding, .45 by a place
 
 

@@ -773,3 +773,11 @@ def test_what_a_models_own_files_say_wrong_is_a_sentence_before_the_towers(
     (Path(name) / file).write_text(content)
     with pytest.raises(ModelError, match=words):
         check_before_towers(asked(name), TowerConfig(base_model="tiny-decoder"))
+
+
+def test_a_window_that_goes_by_places_in_a_tree_of_texts_keeps_them_apart(tmp_path: Path, home: Path) -> None:
+    small = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "window_size": 48, "max_position_embeddings": 64}
+    name = written(Family("gpt_neo", qwen, "", {"attention_types": [[["global", "local"], 1]]}, small), tmp_path / "model")
+    query, _ = as_it_is(name, tmp_path / "towers", pooling="mean", query_prompt="a kidney stone and a heart failure of the ")
+    texts = documents()
+    np.testing.assert_allclose(query.encode(texts), np.concatenate([query.encode([text]) for text in texts]), atol=1e-5)
