@@ -141,11 +141,11 @@ def stage_one(config: RetrainConfig, dataset: DatasetArtifact, run: Callable[[St
     The settings of the step that is returned are those of the whole stage, for the record of both towers.
     """
     step = towers_step(config, dataset)
-    towers = run(step)
     if not config.towers.companion.base_model:
-        return towers, step
+        return run(step), step
     beside = companion_step(config, dataset)
-    joined = joined_step(config, towers, run(beside))
+    companion = run(beside)  # first: it takes minutes, and where it collapses the hours of the others are spared
+    joined = joined_step(config, run(step), companion)
     whole = {**step.config, "companion": {**beside.config["companion"], **joined.config["companion"]}}
     return run(joined), replace(joined, config=whole)
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.families import ENCODER, STUDENTS, TEACHERS, WINDOWS, Family, gemma
+from tests.families import ENCODER, STUDENTS, TEACHERS, WINDOWS, Family, gemma, qwen_embedding
 
 INSTRUCTION = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
 BIDIRECTIONAL = {**WINDOWS, "use_bidirectional_attention": True}
+LONG_QWEN = Family("qwen3", qwen_embedding, "<|endoftext|>", {"head_dim": 8, "max_position_embeddings": 128})  # for the instruction
 XLM_BASE = STUDENTS["xlm-roberta"]
 
 
@@ -47,7 +48,7 @@ class Form:
 
 
 FORMS = {
-    "qwen3-embedding": Form(TEACHERS["qwen3-embedding"], "lasttoken", prompts={"query": INSTRUCTION, "document": ""}),
+    "qwen3-embedding": Form(LONG_QWEN, "lasttoken", prompts={"query": INSTRUCTION, "document": ""}, longest=120),
     "embeddinggemma": Form(
         Family("gemma3_text", gemma, "<eos>", BIDIRECTIONAL),
         "mean",

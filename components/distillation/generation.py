@@ -21,7 +21,7 @@ from components.errors import DataError, ModelError
 from components.progress import progress_bar
 from components.towers.base_models import BaseModel, load_config, resolve_base, why_unloadable
 from components.towers.device import pick_device, pick_dtype
-from components.towers.transformer import measured_attention
+from components.towers.transformer import measured_attention, position_limit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 GENERATED = "generated_queries.jsonl"
 EXAMPLES = 3  # documents with their queries before the one in question
 DOCUMENT_WORDS = 60  # words of a document in the prompt
+DOCUMENT_CHARACTERS = 600  # and characters, for texts without spaces between words
 NEW_TOKENS = 32
 BATCH = 16
 
@@ -93,7 +94,7 @@ def _example(document: str, query: str) -> str:
 
 
 def _shortened(text: str) -> str:
-    return " ".join(text.split()[:DOCUMENT_WORDS])
+    return " ".join(text.split()[:DOCUMENT_WORDS])[:DOCUMENT_CHARACTERS]
 
 
 def _keep_finished(path: Path, ids: Sequence[str]) -> int:
@@ -127,6 +128,7 @@ class _Generator:
     """A decoder that continues prompts by one line."""
 
     def __init__(self, base: BaseModel, config: DistillationConfig) -> None:
+        self._name = base.name
         self._model, self._tokenizer = _load(base, config.precision)
         self._device = pick_device()
         self._model.to(self._device)
@@ -140,6 +142,12 @@ class _Generator:
         rows = self._tokenizer(list(prompts), split_special_tokens=True)["input_ids"]
         # Some tokenizers close a text with the end token; a text that is to go on must not have one.
         open_ended = [row[:-1] if row[-1] == self._tokenizer.eos_token_id else row for row in rows]
+        longest, limit = max(map(len, open_ended)), position_limit(self._model)
+        if limit is not None and longest + NEW_TOKENS > limit:
+            raise ModelError(
+                f"The generator '{self._name}' has positions for {limit} tokens, but {EXAMPLES} examples and a document take {longest}, "
+                f"and a query up to {NEW_TOKENS}. Name another decoder."
+            )
         batch = self._tokenizer.pad({"input_ids": open_ended}, return_tensors="pt").to(self._device)
         start = batch["input_ids"].shape[1]
 

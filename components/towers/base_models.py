@@ -29,7 +29,7 @@ from components.settings import check_note, models_folder, shipped
 from components.towers import hub
 from components.towers.config import WITHOUT_WEIGHTS, TowerConfig
 from components.towers.multilingual_e5 import MULTILINGUAL_E5, SOURCE_SHA256, write_multilingual_e5
-from components.towers.transformer import configured_layers, first_and_last, require_text_model
+from components.towers.transformer import configured_layers, first_and_last, require_plain_weights, require_text_model
 
 SEED = 7
 WIDTH = 64
@@ -305,8 +305,8 @@ def _hub(name: str, revision: str | None, code: bool) -> BaseModel:
     return BaseModel(name, str(found.folder), found.digest, revision=found.commit, code=found.code)
 
 
-def load_config(base: BaseModel) -> Any:
-    """The configuration of the text model in `base`; raises ModelError for what cannot encode texts here, with the reason."""
+def load_config(base: BaseModel, finished: bool = False) -> Any:
+    """The configuration of the text model in `base`; raises ModelError as `require_text_model` does, which says what `finished` is."""
     from transformers import AutoConfig
 
     folder = Path(base.location)
@@ -318,7 +318,7 @@ def load_config(base: BaseModel) -> Any:
         whole = AutoConfig.from_pretrained(base.location, **base.loading)
     except base.faults as error:
         raise ModelError(f"The model '{base.name}' cannot be loaded: {why_unloadable(error)}") from None
-    return require_text_model(whole, base.name)
+    return require_text_model(whole, base.name, finished)
 
 
 def tokenizer_of(base: BaseModel) -> Any:
@@ -340,11 +340,14 @@ def _read_tokenizer(location: str, loading: tuple[tuple[str, Any], ...], _change
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(location, **dict(loading))
+        found = AutoTokenizer.from_pretrained(location, **dict(loading))
     except Exception as error:
         if type(error) is not Exception:
             raise
         raise ValueError(f"its tokenizer.json is not one that this version reads: {error}") from None  # tokenizers raises nothing else
+    if not isinstance(found.model_max_length, int | float):
+        raise ValueError(f"its tokenizer_config.json has a model_max_length that is no number: {found.model_max_length!r:.40}")
+    return found
 
 
 def load_weights(base: BaseModel, **options: Any) -> Any:
@@ -355,6 +358,7 @@ def load_weights(base: BaseModel, **options: Any) -> Any:
     from transformers import AutoModel
 
     model, report = AutoModel.from_pretrained(base.location, output_loading_info=True, **options, **base.loading)
+    require_plain_weights(model.config, report["unexpected_keys"], base.name)
     if lost := sorted(name for name in report["missing_keys"] if "pooler" not in name):  # a pooler takes no part here
         raise ModelError(
             f"'{base.name}': its files lack {len(lost):,} of the weights that config.json asks for (first: {lost[0]}), so they would be "
@@ -435,7 +439,7 @@ def decoder_shape(name: str) -> tuple[int, int] | None:
 
 def _cut(whole: BaseModel, kept: str) -> BaseModel:
     """`whole` with some of its layers (`6` or `first6`), as a model with a name and a digest of its own."""
-    total = configured_layers(load_config(whole), whole.name)
+    total = configured_layers(load_config(whole, finished=True), whole.name)  # what loads the weights looks at all of it
     name, count = f"{whole.name}@{kept}", int(kept.removeprefix("first"))
     if not 1 <= count < total:
         raise ModelError(f"'{name}' asks for {count} layers; '{whole.name}' has {total}: ask for 1 to {total - 1}.")

@@ -37,7 +37,7 @@ from components.towers.device import pick_device
 from components.towers.model_size import state_width
 from components.towers.tokens import batches_by_tokens, pad_batch, token_ids
 from components.towers.trained.endpoint import load_endpoint
-from components.towers.trained.published import asked_attention, head_digest, load_head, read_published
+from components.towers.trained.published import asked_attention, head_digest, is_published, load_head, published_head
 from components.towers.trained.stored import load_stored
 from components.towers.transformer import FAULTS, pool
 from components.towers.two_towers import ADAPTER, WEIGHTS, adapter_digest, finished, full_digest, load_decoder, pooled
@@ -50,8 +50,8 @@ NODES = 128  # of a bundle; attention is quadratic in them, and a larger one sav
 LONGEST = 512  # tokens of a text; the mask of a tree is quadratic in its longest
 WORTH = 0.9  # share of the tokens that have to be left, else the plain way is as fast
 # Rows that begin alike, so that the last of them stands far from its place in the tree, and what their states may differ by: rounding,
-# not what a wrong neighbour or place would change.
-_ROWS = tuple([5, 6, *range(first, first + 5)] for first in range(7, 15))
+# not what a wrong neighbour or place would change. The tree is as large as one can be: a window that goes by places in it shows (GPT-Neo).
+_ROWS = tuple([5, 6, *range(first, first + 5)] for first in range(7, 32))
 _TOLERANCE, _COARSE_TOLERANCE = 1e-3, 0.15  # the latter in half precision, where Gemma's states differ by .04 by rounding, .45 by a place
 
 
@@ -386,11 +386,11 @@ def _with_adapter(folder: Path, contract: EncodingContract, precision: str) -> t
 def _as_published(folder: Path, contract: EncodingContract, precision: str) -> tuple[Any, Any, Any]:
     """Model, tokenizer and the maps behind the pooling, all from the base model: nothing was trained here."""
     base = _base_of(folder, contract)
-    published = read_published(base)
-    head = published.head if published else ()
+    head = published_head(base)
     if head_digest(base, head) != contract.head_digest or contract.adapter_digest is not None:
         raise ArtifactError(f"{folder}: the weights are not those its contract names. Restore the tower, or retrain.")
-    return *load_decoder(base, precision, asked_attention(published, contract.attention), finished=True), load_head(base, head)
+    attention = asked_attention(is_published(base), contract.attention)
+    return *load_decoder(base, precision, attention, finished=True), load_head(base, head)
 
 
 def _base_of(folder: Path, contract: EncodingContract) -> BaseModel:
@@ -430,4 +430,5 @@ def _fully_trained(folder: Path, contract: EncodingContract, precision: str) -> 
     """The model of `folder`/model; the base model it was trained from is not needed."""
     if full_digest(folder) != contract.adapter_digest:
         raise ArtifactError(f"{folder}: the weights are not those its contract names. Restore them, or retrain.")
-    return load_decoder(BaseModel(contract.base_model, str(folder / WEIGHTS), contract.base_digest), precision, contract.attention)
+    base = BaseModel(contract.base_model, str(folder / WEIGHTS), contract.base_digest)
+    return load_decoder(base, precision, contract.attention, finished=True)

@@ -162,7 +162,7 @@ def count_layers(name: str, revision: str | None = None, code: bool = False) -> 
     """Layers of the base model `name`; raises ModelError when it cannot be found or its configuration does not say."""
     # The models built here are built from texts; their number of layers does not depend on which.
     base = resolve_base(name, ["any text"], revision, code)
-    return len(base.layers) if base.layers is not None else configured_layers(load_config(base), base.name)
+    return len(base.layers) if base.layers is not None else configured_layers(load_config(base, finished=True), base.name)
 
 
 def require_positions(base: BaseModel, longest: int, setting: str) -> None:
@@ -183,7 +183,7 @@ def model_without_memory(base: BaseModel, dtype: torch.dtype | None = None, fini
     import torch
     from transformers import AutoModel
 
-    config = load_config(base)
+    config = load_config(base, finished)
     try:
         with torch.device("meta"):
             model = AutoModel.from_config(config, dtype=dtype, **base.loading)

@@ -12,7 +12,7 @@ six: its upper layers turn meaning into the next word, which an embedding does n
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -61,9 +61,12 @@ def cut(vectors: Tensor, dimension: int) -> Tensor:
 # --- Which models can encode texts, and what one is told before it does.
 
 
-def require_text_model(whole: Any, name: str) -> Any:
-    """The part of the configuration `whole` that reads text; raises ModelError, with the reason, for what cannot encode texts here."""
-    kinds = getattr(whole, "architectures", None) or []
+def require_text_model(whole: Any, name: str, finished: bool = False) -> Any:
+    """The part of the configuration `whole` that reads text; raises ModelError, with the reason, for what cannot encode texts here.
+
+    `finished`: of a saved encoder, whose probes say whether this machine's kernels still give its vectors.
+    """
+    kinds = [str(kind) for kind in getattr(whole, "architectures", None) or []]
     if any(kind.endswith("ForSequenceClassification") for kind in kinds):
         raise ModelError(
             f"'{name}' scores texts (a cross-encoder or classifier, {kinds[0]}) and gives no vectors. Name an encoder or a decoder."
@@ -72,7 +75,7 @@ def require_text_model(whole: Any, name: str) -> Any:
         raise ModelError(f"'{name}' ({whole.model_type}) has an encoder and a decoder. Name a model that is one of the two alone.")
     if hasattr(whole, "logit_scale_init_value"):  # CLIP and its kin
         raise ModelError(f"'{name}' ({whole.model_type}) is two models, of texts and of other things. Name an encoder of texts alone.")
-    if quantized := getattr(whole, "quantization_config", None):
+    if (quantized := getattr(whole, "quantization_config", None)) and not finished:
         how = quantized.get("quant_method") if isinstance(quantized, dict) else getattr(quantized, "quant_method", None)
         raise ModelError(
             f"The weights of '{name}' are quantized ({getattr(how, 'value', how) or 'somehow'}), so its vectors would hang on a machine's "
@@ -82,6 +85,20 @@ def require_text_model(whole: Any, name: str) -> Any:
     if not isinstance(getattr(config, "vocab_size", None), int):
         raise ModelError(f"'{name}' ({whole.model_type}) does not read text alone. Name a language model or a text encoder.")
     return config
+
+
+# What stands beside or in the place of a quantized weight: without a word in config.json transformers leaves the scales out.
+_OF_QUANTIZED = re.compile(r"(weight_scale|scale_inv|zero_point|qweight|qzeros|weight_packed|absmax|\.SCB)")
+
+
+def require_plain_weights(config: Any, unused: Iterable[str], name: str) -> None:
+    """Raise ModelError where weights that were left `unused` show that others are quantized, and the configuration does not say so."""
+    scales = sorted(filter(_OF_QUANTIZED.search, unused))
+    if scales and getattr(config, "quantization_config", None) is None:
+        raise ModelError(
+            f"The weights of '{name}' are quantized (they come with {scales[0]}), which its config.json does not say. "
+            "Name the model that it was made from."
+        )
 
 
 # --- Whether the tokens of a model see the tokens after them: switched where the model can do both, and measured in every case.
@@ -111,10 +128,21 @@ def settle(model: Any) -> None:
             config.attention_type = "original_full"
 
 
+# Where models of texts and images keep the part that reads texts; SmolVLM and its kin under the latter name.
+_TEXT_PARTS = ("language_model", "text_model")
+
+
 def text_part(model: Any) -> Any:
     """The part of a model of texts and images that reads texts; any other model as it is."""
-    part = getattr(model, "language_model", None)
-    return part if part is not None and model.config.get_text_config() is not model.config else model
+    name = text_part_name(model)
+    return getattr(model, name) if name else model
+
+
+def text_part_name(model: Any) -> str:
+    """What a model of texts and images calls the part that reads texts; empty for any other model."""
+    if model.config.get_text_config() is model.config:
+        return ""
+    return next((name for name in _TEXT_PARTS if getattr(model, name, None) is not None), "")
 
 
 def require_states(model: Any, name: str, width: int) -> None:
@@ -228,7 +256,9 @@ def measured_attention(model: Any) -> Literal["causal", "bidirectional"]:
 
 
 # Where the common architectures keep their list of layers: BERT and its kin, DistilBERT, GPT-2, OPT, decoders and ModernBERT.
-STACKS = ("encoder.layer", "transformer.layer", "encoder.layers", "decoder.layers", "h", "layers", "language_model.layers")
+STACKS = (
+    "encoder.layer", "transformer.layer", "encoder.layers", "decoder.layers", "h", "layers", *(f"{part}.layers" for part in _TEXT_PARTS),
+)  # fmt: skip
 
 
 def first_and_last(count: int, total: int) -> tuple[int, ...]:
@@ -240,7 +270,7 @@ def first_and_last(count: int, total: int) -> tuple[int, ...]:
 def configured_layers(config: Any, name: str) -> int:
     """Number of layers that a text model's configuration states; raises ModelError when it states none."""
     layers = getattr(config, "num_hidden_layers", None)
-    if not isinstance(layers, int):
+    if not isinstance(layers, int) or layers < 1:
         raise ModelError(f"The configuration of '{name}' does not say how many layers it has; name another model, or take it whole.")
     return layers
 
@@ -251,17 +281,17 @@ def position_limit(model: Any) -> int | None:
     A table of positions that counts from behind the padding token (RoBERTa and its kin) has fewer places than rows: 512 of 514. Rotary
     positions of Phi's long form turn by other angles for every text of a batch that holds one beyond the length of the short form.
     """
-    from torch.nn import Embedding
-
     config = model.config.get_text_config()
-    stated = getattr(config, "max_position_embeddings", None)
-    if not isinstance(stated, int) or stated < 1:
+    named = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))  # MPT has biases for the latter
+    stated = next((number for number in named if isinstance(number, int) and number >= 1), None)
+    if stated is None:
         return None
     rope = getattr(config, "rope_parameters", None)
     if isinstance(rope, dict) and rope.get("rope_type") == "longrope":
         short = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
         return min(stated, short) if isinstance(short, int) else stated
-    tables = [m for name, m in model.named_modules() if isinstance(m, Embedding) and m.num_embeddings == stated and "position" in name]
+    named_so = [module for name, module in model.named_modules() if "position" in name]  # not all are torch's Embedding, as I-BERT's
+    tables = [m for m in named_so if getattr(getattr(m, "weight", None), "shape", (0,))[0] == stated and hasattr(m, "padding_idx")]
     return min((stated - (0 if t.padding_idx is None else t.padding_idx + 1) for t in tables), default=stated)
 
 
@@ -277,7 +307,7 @@ def layer_stack(model: Any, name: str) -> tuple[Any, str]:
             return owner, last
     raise ModelError(
         f"'{name}' keeps its layers under a name other than {', '.join(STACKS)}, so they are not cut, trained in part or given adapters. "
-        "Take it whole, or another model."
+        "Take it whole, as a teacher with towers.training full or none, or take another model."
     )
 
 

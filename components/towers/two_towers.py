@@ -37,7 +37,16 @@ from components.towers.contract import ROLES, EncodingContract, Role, tokenizer_
 from components.towers.device import autocast, even_shapes, free_bytes, pick_device, pick_dtype
 from components.towers.model_size import Shape, model_without_memory, shape_of, state_width, trained_layers
 from components.towers.processes import collected, current_world, from_main, like, sum_over_processes
-from components.towers.tokens import batches_by_tokens, ends_by_itself, even_length, longest_text, needs_end_token, pad_batch, token_ids
+from components.towers.tokens import (
+    batches_by_tokens,
+    ends_by_itself,
+    even_length,
+    longest_text,
+    needs_end_token,
+    pad_batch,
+    require_room,
+    token_ids,
+)
 from components.towers.trained.published import asked_attention, head_digest, read_published
 from components.towers.transformer import (
     LowerStates,
@@ -55,6 +64,7 @@ from components.towers.transformer import (
     require_states,
     set_attention,
     settle,
+    text_part_name,
 )
 
 if TYPE_CHECKING:
@@ -85,6 +95,7 @@ class Adapters:
             lora_dropout=0.0,
             target_modules=modules,
             target_parameters=experts or None,
+            exclude_modules=_beside_texts(decoder),
             **upper,
         )
         try:
@@ -147,6 +158,15 @@ def adapted_maps(decoder: Any, name: str) -> tuple[list[str], list[str]]:
         what = f"weights that adapters cannot be put on ({', '.join(sorted(left_out))})" if left_out else "no linear maps in its layers"
         raise ModelError(f"'{name}' has {what}. Use another model, or set towers.training to full.")
     return sorted(modules), sorted(experts)
+
+
+def _beside_texts(decoder: Any) -> str | None:
+    """Pattern of the modules of a model of texts and images that read no text; None for any other model.
+
+    peft goes by the last part of a name, which maps of images share, and no text ever trains those.
+    """
+    part = text_part_name(decoder)
+    return rf"(?!{part}\.).*" if part else None
 
 
 def _upper_layers(decoder: Any, count: int | None, name: str) -> dict[str, Any]:
@@ -299,7 +319,7 @@ def load_decoder(
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    load_config(base)
+    load_config(base, finished)
     try:
         dtype = pick_dtype(precision)
         model = model_without_memory(base, dtype) if empty else load_weights(base, dtype=dtype)
@@ -315,6 +335,22 @@ def load_decoder(
         model.pooler = Identity()
     set_attention(model, attention)
     return model.eval(), tokenizer
+
+
+def check_teacher(base: BaseModel, config: TowerConfig, hollow: Any) -> None:
+    """Refuse what can be refused of towers on `base` before its weights are read; raises ModelError.
+
+    `hollow`: its modules without numbers. Weights that adapters cannot be put on, and prompts that leave no place for a text.
+    """
+    if config.training == "lora":
+        adapted_maps(hollow, base.name)
+        _check_width(base.name, state_width(hollow.config), config)
+    try:
+        tokenizer = tokenizer_of(base)
+    except base.faults as error:
+        raise ModelError(f"The model '{base.name}' cannot be loaded: {why_unloadable(error)}") from None
+    for role in ROLES:
+        require_room(tokenizer, draft_contract(base, tokenizer, state_width(hollow.config), config, role))
 
 
 def draft_contract(base: BaseModel, tokenizer: Any, width: int, config: TowerConfig, role: Role) -> EncodingContract:
@@ -340,7 +376,7 @@ def draft_contract(base: BaseModel, tokenizer: Any, width: int, config: TowerCon
 def published_contracts(base: BaseModel, config: TowerConfig) -> dict[Role, EncodingContract]:
     """The contracts of both towers of a model that is taken as it is; raises ModelError for one that gives no such vectors."""
     published = read_published(base)
-    model, tokenizer = load_decoder(base, "float32", asked_attention(published, config.attention))
+    model, tokenizer = load_decoder(base, "float32", asked_attention(published is not None, config.attention))
     head = published.head if published else ()
     width = state_width(model.config)
     require_states(model, base.name, width)
@@ -357,7 +393,12 @@ def published_contracts(base: BaseModel, config: TowerConfig) -> dict[Role, Enco
         own["append_eos"] = False  # its tokenizer ends texts as the model was trained, or not at all
     else:
         _check_pooling(base.name, tokenizer, config)
-    return {role: draft_contract(base, tokenizer, width, config, role).model_copy(update=own) for role in ROLES}
+    contracts: dict[Role, EncodingContract] = {
+        role: draft_contract(base, tokenizer, width, config, role).model_copy(update=own) for role in ROLES
+    }
+    for contract in contracts.values():
+        require_room(tokenizer, contract)
+    return contracts
 
 
 def require_own_direction(base: BaseModel, attention: str) -> None:
@@ -405,6 +446,8 @@ class TwoTowers:
         _check_pooling(base.name, self.tokenizer, config)
         from_main(lambda: self._check_states(decoder, base.name, config))  # the others may hold no numbers to look at
         self.contracts = {role: draft_contract(base, self.tokenizer, self.width, config, role) for role in ROLES}
+        for contract in self.contracts.values():
+            require_room(self.tokenizer, contract)
         # oneDNN keeps about 1.2 MB for every number of rows that a bfloat16 map meets, and a third of it for ever.
         self.even = even_shapes(precision) and (position_limit(decoder) or 32) % 32 == 0
         self._whole = {role: contract.model_copy(update={"dimension": self.width}) for role, contract in self.contracts.items()}

@@ -28,7 +28,8 @@ from components.towers.loop import CHECKPOINT, Training
 from components.towers.train import companion_towers, join_companion, take_part, train_companion, train_towers, training_losses
 from flows.config import COMMAND_LINE, RetrainConfig, layers_of, settle
 from flows.config_view import settings_of
-from flows.steps import companion_step, joined_step, towers_step
+from flows.runner import Step
+from flows.steps import companion_step, joined_step, stage_one, towers_step
 from tests.training.tiny_world import documents, pairs, queries, trained
 
 SHARE = 0.3
@@ -307,6 +308,19 @@ def test_a_change_of_one_encoder_trains_the_other_no_more_than_a_change_of_what_
     ):
         after = keys(**changes)
         assert {name for name in before if before[name] != after[name]} == expected, changes
+
+
+def test_the_companion_is_trained_first_so_that_its_collapse_costs_no_training_of_the_towers(tmp_path: Path) -> None:
+    dataset, asked = DatasetArtifact(kind="dataset", path=tmp_path, digest="d"), list[str]()
+
+    def run(step: Step) -> Any:
+        asked.append(step.name)
+        raise CollapseError("The query tower has collapsed")
+
+    towers = {"base_model": "tiny-decoder", "companion": {"base_model": "tiny-encoder"}}
+    with pytest.raises(CollapseError):
+        stage_one(RetrainConfig.model_validate({"towers": towers}), dataset, run)
+    assert asked == ["train_companion"]
 
 
 @pytest.mark.parametrize(

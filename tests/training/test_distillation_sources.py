@@ -33,6 +33,7 @@ from components.distillation.train import (
     refinement_pairs,
 )
 from components.errors import DataError, ModelError
+from components.towers.base_models import resolve_base
 from tests.encoders import WordEncoder
 
 TITLES = ("Apple", "Bread", "Cheese", "Dates", "Eggs", "Figs", "Grape", "Honey")
@@ -243,6 +244,17 @@ def test_a_prompt_shows_train_queries_and_ends_where_the_query_begins() -> None:
     title = TITLES[int(ids[0][1:])]
     assert prompts[0].count("Document:") == 4 and prompts[0].count("Search query: where is ") == 3
     assert prompts[0].endswith("Search query:") and prompts[0].split("Document: ")[-1].startswith(title)
+
+
+def test_a_document_without_spaces_between_words_is_shortened_too() -> None:
+    assert len(generation._shortened("文" * 5000)) == generation.DOCUMENT_CHARACTERS
+    assert generation._shortened("one  two\nthree") == "one two three"
+
+
+def test_a_prompt_beyond_the_positions_of_the_generator_is_refused_in_words(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"'tiny-decoder.*' has positions for 512 tokens, but 3 examples and a document take"):
+        generator = generation._Generator(resolve_base("tiny-decoder", TITLES), generator_config(1))
+        generator.continue_all(["kidney " * 600])
 
 
 def test_a_model_without_a_language_head_cannot_generate(home: Path, tmp_path: Path) -> None:

@@ -246,7 +246,7 @@ def test_a_cut_that_would_be_another_model_once_saved_is_refused_before_the_towe
     if family.kind == "diffllama":
         with pytest.raises(ModelError, match=words):
             check_before_towers(asked(name, prune_to=(3, 2)), towers)
-    teacher = TowerConfig(base_model=name, max_document_length=24)
+    teacher = TowerConfig(base_model=name, max_document_length=24, training="full")  # not all of them take adapters
     with pytest.raises(ModelError, match=words):
         check_before_towers(asked("teacher", layers=layers), teacher)
 
@@ -359,7 +359,7 @@ def test_the_encoder_as_published_gives_the_vectors_of_sentence_transformers(
     monkeypatch.setenv("SCALINGNOTE_PRECISION", "float32")
     model = FORMS[name].write(TEXTS, tmp_path / name)
     reference = SentenceTransformer(str(model), device="cpu")
-    query, document = untrained_roles(asked(str(model)), TEXTS, None, 48)
+    query, document = untrained_roles(asked(str(model)), TEXTS, None, 120)
     for encoder, encode in ((query, reference.encode_query), (document, reference.encode_document)):
         wanted = encode(SHOWN, normalize_embeddings=True)
         assert np.abs(encoder.encode(SHOWN) - wanted).max() < 1e-4
@@ -590,3 +590,194 @@ def test_an_encoder_with_a_head_for_words_is_no_generator(tmp_path: Path, home: 
     edited(tmp_path, hidden_size="wide")
     with pytest.raises(ModelError, match="cannot be loaded"):
         generation._load(resolve_base(str(tmp_path)), "float32")
+
+
+@pytest.mark.parametrize("beside", ["weight_scale", "weight_scale_inv", "qweight"])
+def test_quantized_weights_that_no_configuration_tells_of_are_refused_by_their_scales(beside: str, tmp_path: Path, home: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    name = written(TEACHERS["qwen3"], tmp_path / "model")
+    weights = load_file(tmp_path / "model/model.safetensors")
+    first = next(key for key in weights if key.endswith("proj.weight"))
+    scaled = {**weights, first.replace("weight", beside): torch.ones(1), first: weights[first].to(torch.float8_e4m3fn)}
+    save_file(scaled, tmp_path / "model/model.safetensors", metadata={"format": "pt"})
+    for use in (lambda: student_of(name), lambda: towers_on(name)):
+        with pytest.raises(ModelError, match=f"are quantized .they come with .*{beside}"):
+            use()
+
+
+# --- Adapters on texts alone, prompts as long as a text, and what sentence-transformers reads of a student
+
+
+def test_adapters_lie_on_the_part_that_reads_texts_and_a_saved_tower_is_read_back(tmp_path: Path, home: Path) -> None:
+    towers = towers_on(of_texts_and_images(tmp_path / "model"))
+    towers.embed(towers.tokens(documents()[:4], "document"), "document").sum().backward()
+    assert not [name for name in towers._weights.trained if "vision" in name or "projector" in name]
+    assert all(p.grad is not None for name, p in towers._weights.trained.items() if "document_tower" in name)
+    with torch.no_grad():
+        for parameter in towers.parameters():
+            parameter.normal_(0, 0.05)
+    contract = towers.save("query", tmp_path / "tower")
+    assert contract is not None
+    save_contract(tmp_path / "tower", contract, "space")
+    expected = towers.encode(towers.tokens(SHOWN, "query"), "query")
+    np.testing.assert_allclose(load_tower(tmp_path / "tower", "float32").encode(SHOWN), expected, atol=1e-5)
+
+
+def test_adapters_of_a_model_of_texts_alone_are_told_of_nothing_to_leave_out(tmp_path: Path, home: Path) -> None:
+    towers = towers_on(written(TEACHERS["qwen3"], tmp_path / "model"))
+    assert all(config.exclude_modules is None for config in towers.model.peft_config.values())
+
+
+def test_a_model_of_texts_and_images_that_calls_its_texts_otherwise_is_a_student_too(tmp_path: Path, home: Path) -> None:
+    from transformers import AutoConfig, AutoModel
+
+    texts = {**SMALL, "vocab_size": 700, "model_type": "llama"}
+    config = AutoConfig.for_model("smolvlm", text_config=texts, vision_config=GEMMA3["vision_config"])
+    AutoModel.from_config(config).save_pretrained(tmp_path / "model")
+    qwen(TEXTS).save_pretrained(tmp_path / "model")
+    student = student_of(str(tmp_path / "model"), layers=1)
+    assert not [name for name, _ in student.model.named_parameters() if "vision" in name]
+    np.testing.assert_allclose(reloaded(student, tmp_path / "student").encode(SHOWN), student.encode(SHOWN), atol=1e-5)
+    assert towers_on(str(tmp_path / "model")).parameters()
+
+
+@pytest.mark.parametrize(
+    ("family", "words"),
+    [
+        (Family("mamba", qwen, "", {"state_size": 4}, {"hidden_size": 64, "num_hidden_layers": 2}), "adapters cannot be put on .mixer"),
+        (
+            Family("xlstm", qwen, "", {"num_heads": 4, "num_blocks": 2}, {"hidden_size": 64, "num_hidden_layers": 2}),
+            "training full or none",
+        ),
+    ],
+    ids=["mamba", "xlstm"],
+)
+def test_a_teacher_that_takes_no_adapters_is_refused_before_anything_else_is_made(
+    family: Family, words: str, tmp_path: Path, home: Path
+) -> None:
+    towers = {"base_model": written(family, tmp_path / "model"), "max_document_length": 32}
+    with pytest.raises(ModelError, match=words):
+        check_before_towers(asked("tiny-encoder"), TowerConfig(**towers))
+    check_before_towers(asked("tiny-encoder"), TowerConfig(**towers, training="full"))
+
+
+LONG = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: "
+
+
+def test_a_prompt_that_leaves_no_place_for_a_text_is_refused_before_and_in_the_training(tmp_path: Path, home: Path) -> None:
+    name = written(TEACHERS["qwen3"], tmp_path / "model")
+    said = r"towers.query_prompt takes \d+ tokens of .*max_query_length leaves 15"
+    with pytest.raises(ModelError, match=said):
+        towers_on(name, query_prompt=LONG)
+    given = {"base_model": name, "query_prompt": LONG, "max_query_length": 16, "max_document_length": 24}
+    with pytest.raises(ModelError, match=said):
+        check_before_towers(asked(name), TowerConfig(**given))
+    with pytest.raises(ModelError, match=said):
+        published_contracts(resolve_base(name), TowerConfig(**given, training="none"))
+    for student in (name, "teacher"):
+        with pytest.raises(ModelError, match=r"distillation.query_prompt takes \d+ tokens .*distillation.max_query_length"):
+            check_before_towers(asked(student, query_prompt=LONG), TowerConfig(base_model=name, max_document_length=24))
+
+
+@pytest.mark.parametrize("side", ["padding_side", "truncation_side"])
+def test_a_student_is_padded_and_cut_by_sentence_transformers_as_it_is_here(side: str, tmp_path: Path, home: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    name = edited(written(STUDENTS["bert"], tmp_path / "model"), "tokenizer_config.json", **{side: "left"})
+    student = student_of(name)
+    save_student(student, tmp_path / "student")
+    texts = [*SHOWN, " ".join(queries())]
+    given = SentenceTransformer(str(tmp_path / "student"), device="cpu").encode(texts, normalize_embeddings=True)
+    np.testing.assert_allclose(given, student.encode(texts), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "limit"),
+    [
+        (Family("mpt", qwen, "", base={"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64}), 64),
+        (Family("ibert", roberta, "", base={**ENCODER, "max_position_embeddings": 66, "type_vocab_size": 1}), 64),
+    ],
+    ids=["mpt", "ibert"],
+)
+def test_positions_end_where_a_model_of_another_kind_ends_them(family: Family, limit: int, tmp_path: Path, home: Path) -> None:
+    model, _ = load_decoder(resolve_base(written(family, tmp_path / "model")), "float32")
+    assert position_limit(model) == limit
+    model(torch.full((1, limit), 7), attention_mask=torch.ones(1, limit, dtype=torch.long))
+
+
+def test_a_prefix_longer_than_the_vectors_is_all_of_them_as_the_library_has_it(tmp_path: Path, home: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    folder = Form(STUDENTS["bert"], "mean", settings={"truncate_dim": 64}).write(TEXTS, tmp_path / "model")
+    query, _ = as_it_is(str(folder), tmp_path / "towers")
+    given = SentenceTransformer(str(folder), device="cpu").encode(SHOWN, normalize_embeddings=True)
+    np.testing.assert_allclose(query.encode(SHOWN), given, atol=1e-5)
+    assert query.contract.dimension == 32
+
+
+def test_a_tower_on_quantized_weights_from_before_they_were_refused_is_still_read(tmp_path: Path, home: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    name = written(TEACHERS["qwen3"], tmp_path / "model")
+    weights = load_file(tmp_path / "model/model.safetensors")
+    for key, value in list(weights.items()):
+        if "proj.weight" in key:
+            scale = value.abs().max() / 448
+            weights[key] = (value / scale).to(torch.float8_e4m3fn)
+            weights[f"{key}_scale_inv"] = scale.reshape(1, 1)
+    save_file(weights, tmp_path / "model/model.safetensors", metadata={"format": "pt"})
+    edited(name, quantization_config={"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]})
+    base = resolve_base(name)
+    with pytest.raises(ModelError, match="are quantized"):
+        load_decoder(base, "float32")
+    for cut in (name, f"{name}@1"):
+        model, _ = load_decoder(resolve_base(cut), "float32", finished=True)
+        assert model(torch.tensor([[5, 6, 7]])).last_hidden_state.isfinite().all()
+    assert initial.shape_of(name).width == 32, "of a teacher whose query tower is refreshed"
+
+
+def test_kinds_of_tokens_that_a_tokenizer_tells_are_refused_of_a_teacher_and_left_out_of_a_student(tmp_path: Path, home: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+    from tokenizers.processors import TemplateProcessing
+
+    def of_kinds(texts: Any) -> Any:
+        tokenizer = bert(texts)
+        special = [(name, tokenizer.convert_tokens_to_ids(name)) for name in ("[CLS]", "[SEP]")]
+        template = TemplateProcessing(single="[CLS]:1 $A:0 [SEP]:0", special_tokens=special)
+        tokenizer.backend_tokenizer.post_processor = template
+        tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+        return tokenizer
+
+    folder = str(Form(Family("bert", of_kinds, "", base=ENCODER), "mean").write(TEXTS, tmp_path / "model"))
+    with pytest.raises(ModelError, match="token_type_ids"):
+        read_published(resolve_base(folder))
+    student = student_of(folder)
+    save_student(student, tmp_path / "student")
+    given = SentenceTransformer(str(tmp_path / "student"), device="cpu").encode(SHOWN, normalize_embeddings=True)
+    np.testing.assert_allclose(given, student.encode(SHOWN), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("sentence_bert_config.json", "[]", "no JSON that holds an object"),
+        ("tokenizer_config.json", '{"model_max_length": "long"}', "model_max_length that is no number"),
+        ("config.json", '{"model_type": "bert", "architectures": [null], "num_hidden_layers": 0}', "does not say how many layers"),
+    ],
+)
+def test_what_a_models_own_files_say_wrong_is_a_sentence_before_the_towers(
+    file: str, content: str, words: str, tmp_path: Path, home: Path
+) -> None:
+    name = written(STUDENTS["bert"], tmp_path / "model")
+    (Path(name) / file).write_text(content)
+    with pytest.raises(ModelError, match=words):
+        check_before_towers(asked(name), TowerConfig(base_model="tiny-decoder"))
+
+
+def test_a_window_that_goes_by_places_in_a_tree_of_texts_keeps_them_apart(tmp_path: Path, home: Path) -> None:
+    small = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "window_size": 48, "max_position_embeddings": 64}
+    name = written(Family("gpt_neo", qwen, "", {"attention_types": [[["global", "local"], 1]]}, small), tmp_path / "model")
+    query, _ = as_it_is(name, tmp_path / "towers", pooling="mean", query_prompt="a kidney stone and a heart failure of the ")
+    texts = documents()
+    np.testing.assert_allclose(query.encode(texts), np.concatenate([query.encode([text]) for text in texts]), atol=1e-5)

@@ -251,7 +251,8 @@ def test_encoders_of_one_base_share_its_tokenizer_and_what_is_written_of_one_cha
 
 def test_encoders_in_threads_take_the_settings_of_a_shared_tokenizer_one_after_the_other(home: Path) -> None:
     base = resolve_base("tiny-decoder", [*documents(), *queries()])
-    towers = TwoTowers(base, TowerConfig(base_model=base.name, precision="float32", max_query_length=4, max_document_length=8))
+    plain = {"query_prompt": "", "document_prompt": "", "max_query_length": 4, "max_document_length": 8}
+    towers = TwoTowers(base, TowerConfig(base_model=base.name, precision="float32", **plain))
     texts = [f"{text} {text} {text}" for text in documents()] * 4
     alone = {role: towers.tokens(texts, role) for role in ROLES}
     with ThreadPoolExecutor(4) as pool:

@@ -40,7 +40,7 @@ from components.towers.contract import COMPANION, EncodingContract, Role, load_c
 from components.towers.device import autocast, pick_device, pick_dtype
 from components.towers.encoder import is_base_of, load_tower
 from components.towers.model_size import count_layers, model_without_memory, require_positions, state_width
-from components.towers.tokens import needs_end_token, rows_of, token_ids
+from components.towers.tokens import needs_end_token, require_words, rows_of, token_ids
 from components.towers.trained.endpoint import endpoint_width
 from components.towers.trained.published import (
     TRANSFORMER_SETTINGS,
@@ -64,7 +64,7 @@ from components.towers.transformer import (
     settle,
     text_part,
 )
-from components.towers.two_towers import require_own_direction
+from components.towers.two_towers import check_teacher, require_own_direction
 
 if TYPE_CHECKING:
     import torch
@@ -169,7 +169,7 @@ def load_small_encoder(base: BaseModel) -> tuple[Any, Any]:
         model = _load_without_pooler(base)
     except base.faults as error:
         raise ModelError(f"The student '{base.name}' cannot be loaded as an encoder: {why_unloadable(error)}") from None
-    tokenizer = _require_words(base, model)
+    tokenizer = _require_tokenizer(base, model)
     model = text_part(model)
     settle(model)
     if base.layers is not None:
@@ -244,10 +244,17 @@ def published_length(location: str) -> int | None:
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         return None
-    length = stated_length(read_json(path))
+    length = stated_length(_object(path))
     if length is None and tokenizer.is_file():
-        length = read_json(tokenizer).get("model_max_length")
+        length = _object(tokenizer).get("model_max_length")
     return length if isinstance(length, int) and 0 < length < 10**6 else None
+
+
+def _object(path: Path) -> dict[str, Any]:
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise ModelError(f"{path} is no JSON that holds an object. Fetch the model again, or name another.")
+    return found
 
 
 def _of_the_tower(source: Source) -> StudentEncoder:
@@ -308,6 +315,7 @@ def check_before_towers(config: DistillationConfig, towers: TowerConfig) -> None
                 f"towers.lora_layers is {towers.lora_layers}, but '{teacher.name}' has {shape.layers} layers. Give {shape.layers} at most, "
                 "or null for all."
             )
+        check_teacher(teacher, towers, model_without_memory(teacher))
         require_positions(teacher, towers.max_document_length, "towers.max_document_length")
         require_positions(teacher, towers.max_query_length, "towers.max_query_length")
         if towers.companion.base_model:
@@ -325,9 +333,15 @@ def check_before_towers(config: DistillationConfig, towers: TowerConfig) -> None
     if config.student == TEACHER and teacher is not None:
         _try_cuts(model_without_memory(teacher), teacher.name, config, hollow=True)
         require_compiled(teacher.name, tokenizer_of(teacher))
+        _require_words(config, tokenizer_of(teacher), teacher.name, config.query_prompt or towers.query_prompt)
     else:
         base = resolve_base(config.student, ["any text"], config.revision)
         _try(base, config.layers, config.prune_to, config.trained_layers, pick_dtype(config.precision))
+        _require_words(config, tokenizer_of(base), base.name, config.query_prompt)
+
+
+def _require_words(config: DistillationConfig, tokenizer: Any, name: str, prompt: str) -> None:
+    require_words(tokenizer, name, prompt, config.max_query_length, ("distillation.query_prompt", "distillation.max_query_length"))
 
 
 @lru_cache(maxsize=8)
@@ -338,11 +352,12 @@ def _try(base: BaseModel, layers: tuple[int, ...] | int | None, prune_to: tuple[
     """
     published_pooling(base)  # as it was published it is a baseline
     published_head(base)
+    published_length(base.location)
     asked = DistillationConfig(layers=layers, prune_to=prune_to, trained_layers=trained)
     whole = model_without_memory(replace(base, layers=None))
     weights = 4 * sum(p.numel() for p in whole.parameters())  # all are read, whatever is kept
     hollow = text_part(whole if base.layers is None else model_without_memory(base))
-    _require_words(base, hollow)
+    _require_tokenizer(base, hollow)
     _try_cuts(hollow, base.name, asked, hollow=True)
     if weights < min(TRIED_BYTES, free_memory() // 4):
         model, _ = load_small_encoder(base)
@@ -350,7 +365,7 @@ def _try(base: BaseModel, layers: tuple[int, ...] | int | None, prune_to: tuple[
         _try_cuts(model, base.name, asked)
 
 
-def _require_words(base: BaseModel, model: Any) -> Any:
+def _require_tokenizer(base: BaseModel, model: Any) -> Any:
     """The tokenizer of `base`; raises ModelError for one that does not fit `model`, or that no student is saved with."""
     try:
         tokenizer = tokenizer_of(base)
@@ -408,7 +423,7 @@ def shape_of(name: str, revision: str | None = None, code: bool = False) -> Shap
     """Layers and width of the base model `name`, from its configuration alone."""
     # The models built here are built from texts; their size does not depend on which.
     try:
-        width = state_width(load_config(resolve_base(name, ["any text"], revision, code)))
+        width = state_width(load_config(resolve_base(name, ["any text"], revision, code), finished=True))
     except (AttributeError, TypeError):
         raise ModelError(f"The configuration of '{name}' does not say how wide its vectors are; name another model.") from None
     return Shape(count_layers(name, revision, code), width)
@@ -450,6 +465,7 @@ def new_student(
 
     torch.manual_seed(config.seed)
     student = bare_student(Source(config, texts, teacher_folder, trained=True))
+    _require_words(config, student.tokenizer, student.contract.base_model, student.contract.prompt)
     sample = np.random.default_rng(0).permutation(len(texts))[:FIT_TEXTS]
     with autocast(student.device, pick_dtype(config.precision)):
         features = torch.from_numpy(student.features([texts[i] for i in sample], progress="fit the head"))

@@ -15,7 +15,7 @@ from components.distillation.student.encoder import StudentEncoder
 from components.distillation.student.forms import FORMS, WEIGHTS
 from components.errors import ArtifactError
 from components.towers.contract import EncodingContract, load_contract
-from components.towers.tokens import has_control_token
+from components.towers.tokens import has_control_token, kinds_of_tokens
 
 MODULES = "modules.json"
 
@@ -70,8 +70,13 @@ def save_tokenizer(tokenizer: Any, contract: EncodingContract, folder: Path) -> 
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = None  # sentence-transformers would put every text into it, as a user's turn
     tokenizer.model_max_length = contract.max_length  # where sentence-transformers looks for the longest text
+    # As texts are encoded here. Padding on the left moves every text that has learnt positions, by the longest one of its batch.
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    tokenizer.init_kwargs.update(padding_side="right", truncation_side="right")
     if tokenizer.pad_token_id is None:  # as Llama's: sentence-transformers encodes nothing then; behind the mask any token will do
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
+    if kinds_of_tokens(tokenizer):  # which sentence-transformers would pass on, and nothing here does
+        tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = ["input_ids", "attention_mask"]
     if contract.append_eos:
         _append_end_token(tokenizer)
     form = FORMS[contract.form]

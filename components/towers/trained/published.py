@@ -17,7 +17,8 @@ from components.errors import ArtifactError, ModelError
 from components.towers.base_models import BaseModel, load_config, tokenizer_of, tower_base, why_unloadable
 from components.towers.config import TowerConfig
 from components.towers.contract import ROLES, Role
-from components.towers.model_size import model_without_memory
+from components.towers.model_size import model_without_memory, state_width
+from components.towers.tokens import kinds_of_tokens
 from components.towers.transformer import position_limit
 
 if TYPE_CHECKING:
@@ -120,9 +121,14 @@ def read_published(base: BaseModel) -> Published | None:
         document_prompt=named["document"],
         longest_query=query,
         longest_document=document,
-        dimension=dimension,
+        dimension=None if dimension is None else min(dimension, _width(base, head)),
         head=head,
     )
+
+
+def _width(base: BaseModel, head: tuple[Dense, ...]) -> int:
+    """Numbers of a vector before it is cut; a library that cuts it at more gives all of them."""
+    return head[-1].outputs if head else state_width(load_config(base))
 
 
 def published_head(base: BaseModel) -> tuple[Dense, ...]:
@@ -191,12 +197,17 @@ def _normalises(router: Path) -> bool:
     return isinstance(types, dict) and [str(kind).rpartition(".")[2] for kind in types.values()] == ["Normalize"]
 
 
-def asked_attention(published: Published | None, attention: str) -> str:
+def is_published(base: BaseModel) -> bool:
+    """Whether `base` is a SentenceTransformer."""
+    return (Path(base.location) / MODULES).is_file()
+
+
+def asked_attention(published: bool, attention: str) -> str:
     """What a model is to be asked for when it is loaded: a SentenceTransformer for nothing, since it attends as it was trained.
 
     One with sliding windows in both directions, as EmbeddingGemma has them, would get other windows if it were switched again.
     """
-    return attention if published is None else "causal"
+    return "causal" if published else attention
 
 
 def with_own_settings(towers: TowerConfig) -> TowerConfig:
@@ -365,6 +376,8 @@ def _longest(base: BaseModel, settings: dict[str, Any]) -> int | None:
         raise ModelError(f"The tokenizer of '{base.name}' cannot be loaded: {why_unloadable(error)}") from None
     if tokenizer.truncation_side != "right":
         raise ModelError(f"'{base.name}' cuts long texts at their beginning (truncation_side), where a tower cuts them at their end.")
+    if kinds_of_tokens(tokenizer):
+        raise ModelError(f"'{base.name}' is told kinds of tokens by its tokenizer (token_type_ids), which a tower does not tell it.")
     if settings.get("do_lower_case") and tokenizer("A")["input_ids"] != tokenizer("a")["input_ids"]:
         raise ModelError(f"'{base.name}' expects texts in lower case, but neither its tokenizer nor a tower makes them so.")
     stated, positions = stated_length(settings), getattr(config, "max_position_embeddings", None)
