@@ -192,7 +192,7 @@ def recorded_flow(name: str, flow: str, parameters: Mapping[str, Any], again: It
     provenance = collect_provenance()
     run_id = open_flow_run(name, flow, parameters, provenance, {"prefect_flow_run_id": flow_run.id or "none"})
     with ExitStack() as mark:
-        closed: Callable[[], None] = lambda: None
+        closed: Callable[[], None] | None = None
         try:
             for killed, about in left_behind():
                 _close_killed(killed, about.get("prefect_flow_run_id"))
@@ -205,7 +205,7 @@ def recorded_flow(name: str, flow: str, parameters: Mapping[str, Any], again: It
             status, why = _ended_by(error)
             with suppress(Exception):  # a store that cannot be written must not hide what went wrong
                 close_flow_run(run_id, status, why)
-                if status == "FAILED":  # else another signal may come before all is closed, in Prefect too
+                if closed is not None and status == "FAILED":  # else another signal may come before all is closed, in Prefect too
                     closed()
             raise
         close_flow_run(run_id, "FINISHED")

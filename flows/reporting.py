@@ -16,7 +16,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from contextvars import copy_context
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from components import settings
@@ -111,7 +111,7 @@ class _File(RotatingFileHandler):
 
     def doRollover(self) -> None:  # noqa: N802
         """Begin anew, unless another command does so at this moment; a file that cannot be moved away is written on."""
-        with suppress(OSError), open(f"{self.baseFilename}.lock", "a") as lock:
+        with suppress(OSError), Path(f"{self.baseFilename}.lock").open("a") as lock:
             settings.locked(lock)
             if self._is_current():
                 super().doRollover()
@@ -120,7 +120,7 @@ class _File(RotatingFileHandler):
 
     def _is_current(self) -> bool:
         try:
-            return self.stream is not None and os.path.samestat(os.fstat(self.stream.fileno()), os.stat(self.baseFilename))
+            return self.stream is not None and os.path.samestat(os.fstat(self.stream.fileno()), Path(self.baseFilename).stat())
         except OSError:
             return False
 

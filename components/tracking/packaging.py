@@ -261,9 +261,7 @@ def _download(uri: str, fresh: bool) -> Path:
         return target
     with scratch(target.parent, ".partial-") as staging:
         try:
-            from mlflow.artifacts import download_artifacts
-
-            found = Path(download_artifacts(artifact_uri=uri, dst_path=str(staging / "new")))
+            found = Path(_fetched(uri, staging / "new"))
             if target.is_dir():
                 target.replace(staging / "old")
             found.replace(target)
@@ -271,6 +269,19 @@ def _download(uri: str, fresh: bool) -> Path:
             if not target.is_dir():  # another process that downloaded the same was first
                 raise
     return target
+
+
+def _fetched(uri: str, folder: Path) -> str:
+    """Download what lies at `uri`. Raises ArtifactError where the store answers and holds nothing there, as after a sweep."""
+    from mlflow.artifacts import download_artifacts, list_artifacts
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(download_artifacts(artifact_uri=uri, dst_path=str(folder)))
+    except MlflowException:
+        if list_artifacts(artifact_uri=uri):  # which raises what a store does that is away
+            raise
+    raise ArtifactError(f"The artifact store holds nothing at {uri}. Restore it, or register the artifact again.") from None
 
 
 # --- Our artifacts as MLflow models: a pyfunc whose code is a file of `components/tracking/pyfunc` and whose data is the sealed folder.

@@ -106,7 +106,11 @@ def verify(options: argparse.Namespace) -> int:
     lines = [f"{'ok  ' if check.ok else 'FAIL'}  {one_line(f'{check.name}: {check.detail}')}" for check in checks]
     lines.append(f"{what}: {'verified' if good else 'NOT verified'}, {sum(c.ok for c in checks)} of {len(checks)} checks hold.")
     place = {"folder": str(options.folder)} if options.folder else {}
-    show(options, {"ref": options.ref if options.folder else ref, **place, "verified": good, "checks": [asdict(check) for check in checks]}, "\n".join(lines))
+    show(
+        options,
+        {"ref": options.ref if options.folder else ref, **place, "verified": good, "checks": [asdict(check) for check in checks]},
+        "\n".join(lines),
+    )
     return 0 if good else 6
 
 

@@ -19,7 +19,7 @@ import yaml
 from mlflow.exceptions import MlflowException
 
 from components.artifacts import Artifact, seal, verify
-from components.errors import ArtifactError, ModelError
+from components.errors import ArtifactError, ConfigError, ModelError
 from components.tracking import embedded, packaging, registry
 from components.tracking.packaging import check_package
 from components.tracking.provenance import version_tags
@@ -35,7 +35,7 @@ from components.tracking.registry import (
     versions,
 )
 from components.tracking.runs import StepRecord, open_flow_run, record_step
-from components.tracking.store import TrackingError, client
+from components.tracking.store import TrackingError, client, translated
 from tests.unit.promotion_world import PROVENANCE
 
 MODEL = "retriever-index"
@@ -442,3 +442,12 @@ def test_the_code_of_versions_that_were_registered_before_finds_what_it_imports(
 def test_a_module_that_was_never_there_is_missed_all_the_same() -> None:
     with pytest.raises(ModuleNotFoundError, match=r"components\.promotion\.unpinned"):
         importlib.import_module("components.promotion.unpinned")
+
+
+def test_an_artifact_store_in_a_cloud_that_does_not_answer_or_has_no_driver_is_told_in_words() -> None:
+    """Both were unexpected failures."""
+    away = type("EndpointConnectionError", (Exception,), {"__module__": "botocore.exceptions"})
+    with pytest.raises(TrackingError, match=r"Could not read the files .*Could not connect"), translated("read the files"):
+        raise away('Could not connect to the endpoint URL: "https://store.example/"')
+    with pytest.raises(ConfigError, match="pip install boto3"), translated("read the files"):
+        raise ModuleNotFoundError("No module named 'boto3'", name="boto3")
