@@ -329,8 +329,10 @@ def _standing(answer: Answer) -> str:
     """What the release was when it answered, by the promotion records up to that time."""
     if answer.model != release_model(answer.retriever):
         return "a candidate"
-    before = [record for record in record_store.read_records(answer.retriever) if str(record.get("recorded_at", "")) <= answer.at]
-    if (decided := standing(before)) and decided[-1].get("to_version") == answer.version:
+    records = record_store.read_records(answer.retriever)
+    # All up to the last of that time, whatever date one between them bears: a strike is of no use without the records that it names.
+    came = max((place for place, record in enumerate(records, 1) if "" < str(record.get("recorded_at") or "") <= answer.at), default=0)
+    if (decided := standing(records[:came])) and decided[-1].get("to_version") == answer.version:
         return f"champion by promotion record {decided[-1]['sequence']}"
     return "not the champion"
 

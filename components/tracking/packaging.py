@@ -28,6 +28,7 @@ from urllib.parse import unquote, urlparse
 from components import settings
 from components.artifacts import Artifact, digest_of, file_sha256, linked, read_json, require_written, write_json
 from components.errors import ArtifactError, ModelError
+from components.text import visible
 from components.tracking import embedded, labels
 from components.tracking.live import scratch
 from components.tracking.provenance import installed
@@ -232,7 +233,7 @@ def _download_folder(uri: str) -> Path:
 
 
 def _is_current(uri: str, folder: Path) -> bool:
-    """Whether the store still lists the files that were downloaded, by name and size. One that does not answer is taken to."""
+    """Whether the store still lists the files that were downloaded, by name and size. One that does not answer, or lost them, is taken to."""
     from mlflow.artifacts import list_artifacts
     from mlflow.exceptions import MlflowException
 
@@ -249,6 +250,9 @@ def _is_current(uri: str, folder: Path) -> bool:
                     listed[name] = int(entry.file_size or 0)
     except (MlflowException, OSError) as error:
         _log.warning("The artifact store does not list %s (%s); the copy on this machine is used.", uri, error)
+        return True
+    if not listed:  # perhaps the last copy there is
+        _log.warning("The artifact store holds nothing at %s any more; the copy on this machine is used.", uri)
         return True
     return listed == {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
 
@@ -278,6 +282,10 @@ def _fetched(uri: str, folder: Path) -> str:
 
     try:
         return str(download_artifacts(artifact_uri=uri, dst_path=str(folder)))
+    except ValueError as error:
+        if isinstance(error, OSError):  # an answer of a server that is none
+            raise
+        raise ArtifactError(f"'{visible(uri)}' is no place of an artifact store ({error}). Whoever made this version has named it.") from None
     except MlflowException:
         if list_artifacts(artifact_uri=uri):  # which raises what a store does that is away
             raise

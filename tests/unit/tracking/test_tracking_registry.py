@@ -451,3 +451,10 @@ def test_an_artifact_store_in_a_cloud_that_does_not_answer_or_has_no_driver_is_t
         raise away('Could not connect to the endpoint URL: "https://store.example/"')
     with pytest.raises(ConfigError, match="pip install boto3"), translated("read the files"):
         raise ModuleNotFoundError("No module named 'boto3'", name="boto3")
+
+
+def test_a_version_that_names_a_place_which_is_no_store_is_a_finding(home: Path) -> None:
+    client().create_registered_model("retriever-release")
+    client().create_model_version("retriever-release", source="https://example.org/elsewhere")
+    with pytest.raises(ArtifactError, match="no place of an artifact store"):
+        registry.artifact_folder("retriever-release", 1)

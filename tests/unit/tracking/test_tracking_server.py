@@ -119,6 +119,7 @@ def _swept(tmp_path: Path) -> None:
         shutil.rmtree(model)
     with pytest.raises(ArtifactError, match="holds nothing at"):
         artifact_folder("retriever-index", 1, fresh=True)
+    assert (artifact_folder("retriever-index", 1) / "deep" / "data").read_text() == "vectors", "the last copy serves on"
 
 
 def _records(monkeypatch: pytest.MonkeyPatch) -> None:
