@@ -59,7 +59,7 @@ def check_package(folders: Sequence[Path], expected: str | None) -> bool:
     the same artifact, with a list of its own. Raises ArtifactError that names the first difference, and for byte code beside the
     code, which Python would run in its place.
     """
-    roots = [sealed.parents[1] for sealed in folders if sealed.relative_to(sealed.parents[1]).as_posix() == SEALED_PATH]
+    roots = [sealed.parents[1] for sealed in map(Path.absolute, folders) if sealed.as_posix().endswith(f"/{SEALED_PATH}")]
     listed = {_checked(root) for root in roots if (root / LIST_FILE).is_file()}
     if roots and expected is not None and expected not in listed:
         raise ArtifactError(f"{roots[0] / LIST_FILE} was changed or removed after the version was registered. Restore it.")
