@@ -127,6 +127,14 @@ def test_a_rotation_signs_again_what_is_served_and_withdraws_the_former_key(cham
     assert again.key_id not in (done.key_id, former.key_id) and served() == 1 and holds()
 
 
+def test_a_rotation_withdraws_a_key_that_is_trusted_under_another_name(champion: int) -> None:
+    former = own_key()
+    public_file(former).rename(public_file(former).with_name("of-ada.pem"))
+    assert set(trusted_keys()) == {former.key_id}
+    done = rotate()
+    assert set(trusted_keys()) == {done.key_id} != {former.key_id} and served() == 1 and holds()
+
+
 @pytest.mark.parametrize("step", range(7))
 def test_a_rotation_that_is_killed_serves_on_and_is_finished_by_the_next(champion: int, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed before its n-th change of a file or record: a signature, a vouching record, a rename of a key."""
