@@ -285,7 +285,9 @@ def _fetched(uri: str, folder: Path) -> str:
     except ValueError as error:
         if isinstance(error, OSError):  # an answer of a server that is none
             raise
-        raise ArtifactError(f"'{visible(uri)}' is no place of an artifact store ({error}). Whoever made this version has named it.") from None
+        raise ArtifactError(
+            f"'{visible(uri)}' is no place of an artifact store ({error}). Whoever made this version has named it."
+        ) from None
     except MlflowException:
         if list_artifacts(artifact_uri=uri):  # which raises what a store does that is away
             raise

@@ -273,3 +273,19 @@ sys.exit(start())
 """
     status, _, _, said = ended(code)
     assert status == 128 + number and named in said
+
+
+def test_no_flow_is_tried_again_whatever_the_worker_of_its_deployment_is_told(home: Path) -> None:
+    """A worker imports the flows before any of our code runs; wrong data or a refused approval was then said four times."""
+    code = """
+from flows.adopt import adopt
+from flows.promote import promote, promote_newest_approved
+from flows.refresh_index import refresh_index
+from flows.refresh_query import refresh_query_tower
+from flows.retrain import retrain, train
+from flows.studies.framework import run_study
+print({made.retries for made in (adopt, promote, promote_newest_approved, refresh_index, refresh_query_tower, retrain, train, run_study)})
+"""
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "PREFECT_FLOWS_DEFAULT_RETRIES": "3", "PREFECT_TASKS_DEFAULT_RETRIES": "3"}
+    told = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=600, check=False)
+    assert told.stdout.strip() == "{0}", told.stderr
