@@ -233,7 +233,7 @@ def _download_folder(uri: str) -> Path:
 
 
 def _is_current(uri: str, folder: Path) -> bool:
-    """Whether the store still lists the files that were downloaded, by name and size. One that does not answer, or lost them, is taken to."""
+    """Whether the store still lists what was downloaded, by name and size. One that does not answer, or lost it, is taken to."""
     from mlflow.artifacts import list_artifacts
     from mlflow.exceptions import MlflowException
 

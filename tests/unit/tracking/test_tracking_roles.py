@@ -238,7 +238,9 @@ def test_a_tilde_in_the_variable_of_the_permissions_is_the_home_folder(tmp_path:
     assert load_permissions() == RULES
 
 
-def test_an_experiment_that_was_asked_for_before_it_was_made_has_rules_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_experiment_that_was_asked_for_before_it_was_made_has_rules_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Numbers of experiments can be guessed: whoever asked first had the rules of the records overlooked until the server's next start."""
     from mlflow.exceptions import MlflowException
     from mlflow.server import handlers
