@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -18,6 +20,7 @@ import pytest
 import yaml
 from mlflow.exceptions import MlflowException
 
+from components import settings
 from components.artifacts import Artifact, seal, verify
 from components.errors import ArtifactError, ConfigError, ModelError
 from components.tracking import embedded, packaging, registry
@@ -458,3 +461,13 @@ def test_a_version_that_names_a_place_which_is_no_store_is_a_finding(home: Path)
     client().create_model_version("retriever-release", source="https://example.org/elsewhere")
     with pytest.raises(ArtifactError, match="no place of an artifact store"):
         registry.artifact_folder("retriever-release", 1)
+
+
+def test_who_waits_for_another_registration_is_told_so(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lock = home / "work" / "registering" / "retriever-index.lock"
+    lock.parent.mkdir(parents=True)
+    with lock.open("w") as handle:
+        assert settings.locked(handle)
+        threading.Timer(0.3, lambda: fcntl.flock(handle, fcntl.LOCK_UN)).start()
+        with registry._one_at_a_time("retriever-index"):
+            assert "another command is registering a version of 'retriever-index'" in capsys.readouterr().err
