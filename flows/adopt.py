@@ -33,7 +33,7 @@ ADOPTED = "adopted"  # names what was adopted last, in the place of a release
 Settings = Annotated[dict[str, Any], SettingsForm()]
 
 
-@flow(name=FLOW, flow_run_name=run_name, on_crashed=[shown_as_cancelled], persist_result=False, validate_parameters=True)
+@flow(name=FLOW, flow_run_name=run_name, on_crashed=[shown_as_cancelled], persist_result=False, validate_parameters=True, retries=0)
 def adopt(
     preset: Preset | None = None,
     data: str = "",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -186,24 +186,30 @@ class Recorder:
 def recorded_flow(name: str, flow: str, parameters: Mapping[str, Any], again: Iterable[str] = ()) -> Iterator[Recorder]:
     """Open the flow's run in MLflow and close it as finished, failed or killed, as Prefect shows it; the steps `again` are made anew.
 
-    Runs of killed processes are closed first, in MLflow and in Prefect.
+    Runs of killed processes, and those that could not be closed, are closed first, in MLflow and in Prefect.
     """
     load_signing_key()  # a key that cannot be used is found now, not after a day of training
     provenance = collect_provenance()
     run_id = open_flow_run(name, flow, parameters, provenance, {"prefect_flow_run_id": flow_run.id or "none"})
-    try:
-        for killed, about in left_behind():
-            _close_killed(killed, about.get("prefect_flow_run_id"))
-        tag_run(("scalingnote", f"retriever:{name}"))
-        show_link(f"{name}-mlflow", run_link(run_id), "This run in MLflow")
-        with marked_as_running(run_id, {"prefect_flow_run_id": flow_run.id}), logged_lines():
-            yield Recorder(name, parameters, run_id, provenance, again)
-    except BaseException as error:
-        status, why = _ended_by(error)
-        with suppress(Exception):  # a store that cannot be written must not hide what went wrong
-            close_flow_run(run_id, status, why)
-        raise
-    close_flow_run(run_id, "FINISHED")
+    with ExitStack() as mark:
+        closed: Callable[[], None] | None = None
+        try:
+            for killed, about in left_behind():
+                _close_killed(killed, about.get("prefect_flow_run_id"))
+            tag_run(("scalingnote", f"retriever:{name}"))
+            show_link(f"{name}-mlflow", run_link(run_id), "This run in MLflow")
+            closed = mark.enter_context(marked_as_running(run_id, {"prefect_flow_run_id": flow_run.id}))
+            with logged_lines():
+                yield Recorder(name, parameters, run_id, provenance, again)
+        except BaseException as error:
+            status, why = _ended_by(error)
+            with suppress(Exception):  # a store that cannot be written must not hide what went wrong
+                close_flow_run(run_id, status, why)
+                if closed is not None and status == "FAILED":  # else another signal may come before all is closed, in Prefect too
+                    closed()
+            raise
+        close_flow_run(run_id, "FINISHED")
+        closed()
 
 
 def _ended_by(error: BaseException) -> tuple[Status, str]:

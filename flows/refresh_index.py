@@ -224,7 +224,9 @@ AGAIN = ("snapshot_data", "validate_data", "encode_changes", "refresh_index", "e
 Again = Annotated[list[str], steps_form(AGAIN)]
 
 
-@flow(name="refresh-index", flow_run_name=run_name, on_crashed=[shown_as_cancelled], persist_result=False, validate_parameters=True)
+@flow(
+    name="refresh-index", flow_run_name=run_name, on_crashed=[shown_as_cancelled], persist_result=False, validate_parameters=True, retries=0
+)
 def refresh_index(
     name: Name = "retriever",
     release: ReleaseRef = "champion",

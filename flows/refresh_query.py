@@ -57,7 +57,14 @@ class QueryRefreshConfig(RefreshConfig):
         return WITH_A_NEW_TEACHER if self.new_teacher else CHANGEABLE
 
 
-@flow(name="refresh-query-tower", flow_run_name=run_name, on_crashed=[shown_as_cancelled], persist_result=False, validate_parameters=True)
+@flow(
+    name="refresh-query-tower",
+    flow_run_name=run_name,
+    on_crashed=[shown_as_cancelled],
+    persist_result=False,
+    validate_parameters=True,
+    retries=0,
+)
 def refresh_query_tower(
     name: Name = "retriever",
     release: ReleaseRef = "champion",

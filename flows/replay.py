@@ -34,7 +34,7 @@ from flows.steps import evaluation_step, typed
 if TYPE_CHECKING:
     import pandas as pd
 
-    from components.release.manifest import LineageNode
+    from components.release.manifest import LineageNode, ReleaseManifest
 
 
 Outcome = Literal["equal", "within tolerance", "different"]
@@ -88,24 +88,40 @@ def compare_evaluations(recorded: Path, again: Path, tolerance: float = TOLERANC
     return RepeatedValues(outcome, len(figures) + len(singles), len(different), next(iter(beyond or different), None), tolerance)
 
 
-def compare_lineage(recorded: Sequence[LineageNode], again: Sequence[LineageNode]) -> tuple[int, OtherValue | None]:
+def compare_lineage(
+    recorded: Sequence[LineageNode],
+    again: Sequence[LineageNode],
+    roles: tuple[Mapping[str, str], Mapping[str, str]] = ({}, {}),
+) -> tuple[int, OtherValue | None]:
     """How many artifacts of a build came out with the recorded digest, and the first that did not, parents first.
 
-    What holds times is never the same and is left out; `compare_evaluations` is for an evaluation.
+    A part of the release is held against the part in its role, `roles` (digest -> role, of both builds), whatever step made it; anything
+    else against what the same step made of the same kind. What holds times is never the same and is left out; `compare_evaluations` is for
+    an evaluation.
     """
-    pairs = list(zip(_built(recorded), _built(again), strict=False))
-    equal = sum(old.digest == new.digest for old, new in pairs)
-    for old, new in pairs:
-        if (old.name, old.kind) != (new.name, new.kind):
-            return equal, OtherValue("steps", f"{old.name} ({old.kind})", f"{new.name} ({new.kind})")
-        if old.digest != new.digest:
-            return equal, OtherValue(f"{old.name} ({old.kind})", old.digest[:12], new.digest[:12])
-    lengths = len(_built(recorded)), len(_built(again))
-    return equal, None if lengths[0] == lengths[1] else OtherValue("number of artifacts", *lengths)
+    before, now = (_placed(lineage, known) for lineage, known in zip((recorded, again), roles, strict=True))
+    equal = sum(place in now and now[place] == digest for place, digest in before.items())
+    for place in [*before, *(place for place in now if place not in before)]:
+        if before.get(place) != now.get(place):
+            old, new = (found[place][:12] if place in found else None for found in (before, now))
+            return equal, OtherValue(f"{place[0]} ({place[1]})", old, new)
+    return equal, None
 
 
-def _built(lineage: Sequence[LineageNode]) -> list[LineageNode]:
-    return [node for node in lineage if node.kind not in _TIMED_KINDS]
+def _placed(lineage: Sequence[LineageNode], roles: Mapping[str, str]) -> dict[tuple[str, str, int], str]:
+    """(role or step, kind, how many of these stand before it) -> digest."""
+    found: dict[tuple[str, str, int], str] = {}
+    for node in lineage:
+        if node.kind in _TIMED_KINDS:
+            continue
+        about = roles.get(node.digest, node.name)
+        found[about, node.kind, sum(place[:2] == (about, node.kind) for place in found)] = node.digest
+    return found
+
+
+def _roles(manifest: ReleaseManifest) -> dict[str, str]:
+    """Digest -> role of what a release pins; the first of two roles that one artifact has."""
+    return {pin.digest: role.replace("_", " ") for role, pin in reversed(manifest.pins.items())}
 
 
 def _report(folder: Path) -> dict[str, Any]:
@@ -316,7 +332,8 @@ def _build(config: RetrainConfig, base: PinnedRelease, home: Path) -> Rebuilt:
 
     with _other_home(home):
         made = Path(run_flow("flows.retrain:retrain", config=config).folder)
-    equal, first = compare_lineage(base.manifest.lineage, load_release(made).lineage)
+    built = load_release(made)
+    equal, first = compare_lineage(base.manifest.lineage, built.lineage, (_roles(base.manifest), _roles(built)))
     return Rebuilt(equal, first, compare_evaluations(base.artifact.path / EVALUATION_FOLDER, made / EVALUATION_FOLDER))
 
 
@@ -332,6 +349,7 @@ def _other_home(home: Path) -> Iterator[None]:
     places = {"SCALINGNOTE_HOME": str(home), "MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow' / 'mlflow.db'}"}
     before = dict(os.environ)
     os.environ.update(places)
+    os.environ.pop("MLFLOW_REGISTRY_URI", None)  # of the store that the release lies in
     try:
         settings.activate()
         yield

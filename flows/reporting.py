@@ -16,7 +16,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from contextvars import copy_context
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from components import settings
@@ -101,6 +101,29 @@ class _Logged:
 
 
 class _File(RotatingFileHandler):
+    """A log that several commands write at once: whoever finds it full begins it anew for all, and the others follow."""
+
+    def shouldRollover(self, record: logging.LogRecord) -> bool:  # noqa: N802
+        """Whether the file is full, that which bears the name now: another command may have moved ours away."""
+        if not self._is_current():
+            self.close()
+        return bool(super().shouldRollover(record))
+
+    def doRollover(self) -> None:  # noqa: N802
+        """Begin anew, unless another command does so at this moment; a file that cannot be moved away is written on."""
+        with suppress(OSError), Path(f"{self.baseFilename}.lock").open("a") as lock:
+            settings.locked(lock)
+            if self._is_current():
+                super().doRollover()
+            else:
+                self.close()
+
+    def _is_current(self) -> bool:
+        try:
+            return self.stream is not None and os.path.samestat(os.fstat(self.stream.fileno()), Path(self.baseFilename).stat())
+        except OSError:
+            return False
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         """Nothing: a home that is only read, or a full disk, is no reason for a traceback between the lines."""
 

@@ -55,7 +55,7 @@ TRAINING = tuple(step for step in AGAIN if step not in ("evaluate", "compare_wit
 Again = Annotated[list[str], steps_form(AGAIN)]
 
 
-@flow(name="retrain", flow_run_name=run_name, on_crashed=[shown_as_cancelled], persist_result=False, validate_parameters=True)
+@flow(name="retrain", flow_run_name=run_name, on_crashed=[shown_as_cancelled], persist_result=False, validate_parameters=True, retries=0)
 def retrain(
     preset: Preset | None = None,
     data: str = "",
@@ -89,7 +89,7 @@ def retrain(
     return ended(result, verdict_line(result))
 
 
-@flow(name="train", flow_run_name=run_name, on_crashed=[shown_as_cancelled], persist_result=False, validate_parameters=True)
+@flow(name="train", flow_run_name=run_name, on_crashed=[shown_as_cancelled], persist_result=False, validate_parameters=True, retries=0)
 def train(
     preset: Preset | None = None,
     data: str = "",

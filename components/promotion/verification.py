@@ -90,8 +90,11 @@ def verify_release(name: str, ref: str) -> list[Check]:
     return alias + _all_checks(RegistryStore(name, model, version))
 
 
-def verify_folder(name: str, root: Path, ref: str = CHAMPION) -> list[Check]:
-    """`verify_release` from files alone (see `FolderStore`): no server, no database, no alias."""
+def verify_folder(name: str, root: Path, ref: str | None = None) -> list[Check]:
+    """`verify_release` from files alone (see `FolderStore`): no server, no database, no alias.
+
+    Without a `ref` it is the champion by the records there, or the only release where there are none.
+    """
     return _all_checks(FolderStore(name, root, ref))
 
 

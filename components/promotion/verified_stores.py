@@ -131,9 +131,12 @@ class RegistryStore:
 
 
 class FolderStore:
-    """A release that `ref` names (champion, previous, release/N by the records there are; the only release without any) below `root`."""
+    """A release below `root`: the one that `ref` names (champion, previous, release/N) by the records there are.
 
-    def __init__(self, name: str, root: Path, ref: str = CHAMPION) -> None:
+    Without a `ref` it is the champion, and the only release where there are no records.
+    """
+
+    def __init__(self, name: str, root: Path, ref: str | None = None) -> None:
         if not root.is_dir():
             raise PromotionError(
                 f"{root} is not a folder. Give one that holds a release with its parts, such as a copy of the artifact store."
@@ -151,17 +154,18 @@ class FolderStore:
     def record(self) -> Record | None:
         """Of the version that `ref` names; PromotionError when the records know no such version."""
         records = self.records()
-        if not records and self.ref != CHAMPION:  # the only release there would be verified under a name that it may not have
+        if not records and self.ref is not None:  # the only release there would be verified under a name that it may not have
             raise PromotionError(
                 f"There are no promotion records below {self.root}, so nothing says which release is '{self.ref}'. Leave that out to "
                 "verify the only release there."
             )
         if not records:
             return None
-        version = _version(self.ref, records)
+        ref = self.ref or CHAMPION
+        version = _version(ref, records)
         record = None if version is None else record_of(records, version)
         if record is None:
-            raise PromotionError(f"The promotion records below {self.root} name no '{self.ref}'. Give champion, previous or release/N.")
+            raise PromotionError(f"The promotion records below {self.root} name no '{ref}'. Give champion, previous or release/N.")
         return record
 
     def copies(self) -> list[Path]:

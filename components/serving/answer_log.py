@@ -39,6 +39,7 @@ SETTING = "SCALINGNOTE_ANSWER_LOG"
 MODES = ("off", "ids", "full")
 Mode = Literal["off", "ids", "full"]
 RETENTION_DAYS = 183
+SHORTEST_GAP = 90  # days without an answer that make a pruning doubt the clock
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 BLOCK = 1 << 20  # bytes read at once from the end of the log
 _ID = re.compile(r"[0-9a-f]{16}(\.[0-9]{1,18})?")
@@ -130,12 +131,13 @@ def _days_ago(days: int) -> str:
         return ""
 
 
-def prune_answers(name: str, days: int = RETENTION_DAYS) -> Pruned:
+def prune_answers(name: str, days: int = RETENTION_DAYS, gap: bool = False) -> Pruned:
     """Remove the answers of `name` that are older than `days`, and append to `pruned_file` what was removed; an open log waits meanwhile.
 
     183 days is what providers and deployers of high-risk systems keep at least (EU AI Act, articles 19 and 26). The record holds no
-    query: number and times of the answers, and the sha256 of their lines. Raises ConfigError for less than one day, ArtifactError for
-    a line that is no answer.
+    query: number and times of the answers, and the sha256 of their lines. Raises ConfigError for less than one day, and, without `gap`,
+    where the newest that would go is far older than what comes after it: a clock that jumped ahead would remove what has to be kept.
+    Raises ArtifactError for a line that is no answer.
     """
     if days < 1:
         raise ConfigError(f"Answers are kept for at least one day; got {days}.")
@@ -152,11 +154,29 @@ def prune_answers(name: str, days: int = RETENTION_DAYS) -> Pruned:
         if not old:
             return Pruned(0, None, None, len(lines))
         found = Pruned(len(old), gone[0], gone[-1], len(lines) - len(old))
+        if not gap:
+            _require_no_gap(name, found, min((at for at in times if at >= oldest), default=""), max(days, SHORTEST_GAP))
         digest = hashlib.sha256(b"".join(line + b"\n" for line in old)).hexdigest()
         record = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "days": days, **found._asdict(), "sha256": digest}
         _append(pruned_file(name), json.dumps(record) + "\n")
         write_atomic(path, b"".join(line + b"\n" for line, at in zip(lines, times, strict=True) if at >= oldest), 0o600)
     return found
+
+
+def _require_no_gap(name: str, found: Pruned, following: str, most: int) -> None:
+    """Raise ConfigError where between the last answer that would go and the one `following`, or now, lie more than `most` days."""
+    now, last = datetime.now(UTC), found.last or ""
+    try:
+        days = ((datetime.fromisoformat(following) if following else now) - datetime.fromisoformat(last)).days
+    except (ValueError, TypeError):  # a time that this program does not write
+        return
+    if days > most:
+        after = f"the next is of {following[:10]}" if following else f"none came after it, and this machine's clock says {now:%Y-%m-%d}"
+        raise ConfigError(
+            f"{found.removed:,} answers of '{name}' would be removed, and {found.kept:,} stay. The newest that would go is of {last[:10]}, "
+            f"{after}: {days:,} days without an answer, or a clock that jumped ahead. Nothing was removed. Where that clock was right, add "
+            "--gap."
+        )
 
 
 def pruned_file(name: str) -> Path:
@@ -309,8 +329,10 @@ def _standing(answer: Answer) -> str:
     """What the release was when it answered, by the promotion records up to that time."""
     if answer.model != release_model(answer.retriever):
         return "a candidate"
-    before = [record for record in record_store.read_records(answer.retriever) if str(record.get("recorded_at", "")) <= answer.at]
-    if (decided := standing(before)) and decided[-1].get("to_version") == answer.version:
+    records = record_store.read_records(answer.retriever)
+    # All up to the last of that time, whatever date one between them bears: a strike is of no use without the records that it names.
+    came = max((place for place, record in enumerate(records, 1) if "" < str(record.get("recorded_at") or "") <= answer.at), default=0)
+    if (decided := standing(records[:came])) and decided[-1].get("to_version") == answer.version:
         return f"champion by promotion record {decided[-1]['sequence']}"
     return "not the champion"
 

@@ -35,7 +35,7 @@ from components.evaluation.summarize import judged_split
 from components.evaluation.units import query_units
 from components.index.config import IndexConfig
 from components.index.shards import DocumentVectors, ShardKeys, read_vectors, write_shard
-from components.index.workers import kill_processes
+from components.index.workers import kill_processes, prepare_worker
 from components.studies.growth_law import comparisons
 from components.towers.contract import unit
 from components.towers.encoder import load_tower
@@ -344,7 +344,7 @@ def _described(artifact: Any) -> Numbers:
 
 def _in_own_process(function: Callable[..., Numbers], *arguments: Any) -> Numbers:
     # Spawned, not forked: a fork would begin with this process's memory, and with its threads' locks.
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=prepare_worker, initargs=(0, 1)) as pool:
         try:
             return pool.submit(function, *arguments).result()
         except BrokenProcessPool:

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +33,11 @@ _HELD = ".held"  # ends the name of the locked file beside a folder that a proce
 
 
 @contextmanager
-def marked_as_running(run_id: str, about: Mapping[str, Any]) -> Iterator[None]:
-    """Mark the run `run_id` as one that has a process, as long as the block runs; `about` is kept with the mark."""
+def marked_as_running(run_id: str, about: Mapping[str, Any]) -> Iterator[Callable[[], None]]:
+    """Mark the run `run_id` as one that has a process, as long as the block runs; `about` is kept with the mark.
+
+    The block calls what it is given once the run is closed. A mark whose run was not is left, and the next flow closes it.
+    """
     own = _folder() / f"{run_id}.json"
     own.parent.mkdir(parents=True, exist_ok=True)
     with own.open("w", encoding="utf-8") as handle:
@@ -41,10 +45,7 @@ def marked_as_running(run_id: str, about: Mapping[str, Any]) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX)
         handle.write(json.dumps(dict(about)))
         handle.flush()
-        try:
-            yield
-        finally:
-            own.unlink(missing_ok=True)
+        yield partial(own.unlink, missing_ok=True)
 
 
 def left_behind() -> Iterator[tuple[str, dict[str, Any]]]:

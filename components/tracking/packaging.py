@@ -28,6 +28,7 @@ from urllib.parse import unquote, urlparse
 from components import settings
 from components.artifacts import Artifact, digest_of, file_sha256, linked, read_json, require_written, write_json
 from components.errors import ArtifactError, ModelError
+from components.text import visible
 from components.tracking import embedded, labels
 from components.tracking.live import scratch
 from components.tracking.provenance import installed
@@ -58,7 +59,7 @@ def check_package(folders: Sequence[Path], expected: str | None) -> bool:
     the same artifact, with a list of its own. Raises ArtifactError that names the first difference, and for byte code beside the
     code, which Python would run in its place.
     """
-    roots = [sealed.parents[1] for sealed in folders if sealed.relative_to(sealed.parents[1]).as_posix() == SEALED_PATH]
+    roots = [sealed.parents[1] for sealed in map(Path.absolute, folders) if sealed.as_posix().endswith(f"/{SEALED_PATH}")]
     listed = {_checked(root) for root in roots if (root / LIST_FILE).is_file()}
     if roots and expected is not None and expected not in listed:
         raise ArtifactError(f"{roots[0] / LIST_FILE} was changed or removed after the version was registered. Restore it.")
@@ -232,7 +233,7 @@ def _download_folder(uri: str) -> Path:
 
 
 def _is_current(uri: str, folder: Path) -> bool:
-    """Whether the store still lists the files that were downloaded, by name and size. One that does not answer is taken to."""
+    """Whether the store still lists what was downloaded, by name and size. One that does not answer, or lost it, is taken to."""
     from mlflow.artifacts import list_artifacts
     from mlflow.exceptions import MlflowException
 
@@ -250,6 +251,9 @@ def _is_current(uri: str, folder: Path) -> bool:
     except (MlflowException, OSError) as error:
         _log.warning("The artifact store does not list %s (%s); the copy on this machine is used.", uri, error)
         return True
+    if not listed:  # perhaps the last copy there is
+        _log.warning("The artifact store holds nothing at %s any more; the copy on this machine is used.", uri)
+        return True
     return listed == {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
 
 
@@ -261,9 +265,7 @@ def _download(uri: str, fresh: bool) -> Path:
         return target
     with scratch(target.parent, ".partial-") as staging:
         try:
-            from mlflow.artifacts import download_artifacts
-
-            found = Path(download_artifacts(artifact_uri=uri, dst_path=str(staging / "new")))
+            found = Path(_fetched(uri, staging / "new"))
             if target.is_dir():
                 target.replace(staging / "old")
             found.replace(target)
@@ -271,6 +273,25 @@ def _download(uri: str, fresh: bool) -> Path:
             if not target.is_dir():  # another process that downloaded the same was first
                 raise
     return target
+
+
+def _fetched(uri: str, folder: Path) -> str:
+    """Download what lies at `uri`. Raises ArtifactError where the store answers and holds nothing there, as after a sweep."""
+    from mlflow.artifacts import download_artifacts, list_artifacts
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(download_artifacts(artifact_uri=uri, dst_path=str(folder)))
+    except ValueError as error:
+        if isinstance(error, OSError):  # an answer of a server that is none
+            raise
+        raise ArtifactError(
+            f"'{visible(uri)}' is no place of an artifact store ({error}). Whoever made this version has named it."
+        ) from None
+    except MlflowException:
+        if list_artifacts(artifact_uri=uri):  # which raises what a store does that is away
+            raise
+    raise ArtifactError(f"The artifact store holds nothing at {uri}. Restore it, or register the artifact again.") from None
 
 
 # --- Our artifacts as MLflow models: a pyfunc whose code is a file of `components/tracking/pyfunc` and whose data is the sealed folder.

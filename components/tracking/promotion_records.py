@@ -17,7 +17,6 @@ files say it is, so that the end was cut off shows in the audit log, or by what 
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -33,7 +32,7 @@ from components.text import whole_number
 from components.tracking import embedded, labels, registry
 from components.tracking.packaging import local_path
 from components.tracking.provenance import claimed_user
-from components.tracking.store import ABOUT_CHAIN, client, create_experiment, error_code, experiment_id, translated
+from components.tracking.store import ABOUT_CHAIN, client, create_experiment, error_code, experiment_id, require_answer, translated
 
 _OWN = ("sequence", "previous", "recorded_at", "retriever", "signature", "digest")
 UNREADABLE = "unreadable"  # the action that stands for a record whose file is gone or was changed
@@ -45,7 +44,6 @@ FORGED = (
 )
 HEAD = labels.PREFIX + "chain_head"
 HEAD_FORM = re.compile(r"([0-9]{1,18}):([0-9]{1,18}):([0-9]{1,18}):([0-9a-f]{64})")
-_log = logging.getLogger(__name__)
 Signer = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
@@ -428,7 +426,8 @@ def _read_remote(run_id: str) -> bytes:
             return read_bounded(Path(client().download_artifacts(run_id, RECORD_FILE, folder)), MOST_BYTES)
         except (ScalingNoteError, OSError):
             raise
-        except Exception as error:  # whatever a library says of a location that somebody wrote there
+        except Exception as error:  # whatever a library says of a location that somebody wrote there; but a server that is gone is none
+            require_answer()
             raise ArtifactError(str(error)) from None
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -239,7 +240,9 @@ def _one_at_a_time(model_name: str) -> Iterator[None]:
     folder = settings.work_folder() / "registering"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{model_name}.lock").open("w") as handle:
-        settings.locked(handle)
+        if not settings.locked(handle, wait=False):
+            print(f"Waiting: another command is registering a version of '{model_name}'.", file=sys.stderr, flush=True)
+            settings.locked(handle)
         yield
 
 

@@ -142,10 +142,13 @@ def open_flow_run(name: str, flow: str, parameters: Mapping[str, Any], provenanc
 
 @translated("close the run of the flow")
 def close_flow_run(run_id: str, status: Status, error: str | None = None) -> None:
-    """End the run of a flow; `error` says why it failed."""
+    """End the run of a flow, and those of its steps that are left open where it failed; `error` says why it did."""
     if error:
         client().set_tag(run_id, labels.ERROR, labels.cut(error, labels.MAX_TAG))
     client().set_terminated(run_id, status)
+    if status != "FINISHED":
+        for left in _open_steps(client().get_run(run_id)):
+            client().set_terminated(left.info.run_id, status)
 
 
 @translated("close a run whose process was killed")
@@ -159,10 +162,16 @@ def close_killed_run(run_id: str) -> None:
         if error_code(error) != "RESOURCE_DOES_NOT_EXIST":
             raise
         return
-    open_steps = f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'RUNNING'"
-    for left in (*client().search_runs([run.info.experiment_id], open_steps), run):
+    for left in (*_open_steps(run), run):
         if left.info.status == "RUNNING" and left.info.lifecycle_stage == "active":
-            close_flow_run(left.info.run_id, "KILLED", "its process was killed")
+            client().set_tag(left.info.run_id, labels.ERROR, "its process was killed")
+            client().set_terminated(left.info.run_id, "KILLED")
+
+
+def _open_steps(run: Run) -> Sequence[Run]:
+    """The runs of the steps of a flow's run that have not ended."""
+    still_open = f"tags.`mlflow.parentRunId` = '{run.info.run_id}' and attributes.status = 'RUNNING'"
+    return list(client().search_runs([run.info.experiment_id], still_open))
 
 
 @translated("read a run")

@@ -39,7 +39,9 @@ _MLFLOW = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # else two lines for every run that ends on a server
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # else two bars for every record or configuration that is read
 }
-_FOREIGN = {"mlflow", "sqlalchemy", "requests", "urllib3", "sqlite3", "alembic"}
+# Those that MLflow reaches an artifact store in a cloud with.
+_CLOUDS = {"boto3": "boto3", "botocore": "boto3", "google": "google-cloud-storage", "azure": "azure-storage-blob"}
+_FOREIGN = {"mlflow", "sqlalchemy", "requests", "urllib3", "sqlite3", "alembic", "s3transfer", *_CLOUDS}
 
 
 class TrackingError(ScalingNoteError):
@@ -56,7 +58,10 @@ def translated(action: str) -> Iterator[None]:
     except ScalingNoteError:
         raise
     except ModuleNotFoundError as error:
-        if (driver := (error.name or "").partition(".")[0]) not in _DRIVERS:
+        driver = (error.name or "").partition(".")[0]
+        if package := _CLOUDS.get(driver):
+            raise ConfigError(f"Could not {action}: the artifact store needs a package that is not here. pip install {package}") from None
+        if driver not in _DRIVERS:
             raise
         place = without_user(settings.tracking_uri())
         raise ConfigError(

@@ -99,14 +99,18 @@ def verify(options: argparse.Namespace) -> int:
     from components.promotion.verification import verify_folder, verify_release
 
     name, ref = retriever_name(options), options.ref or "champion"
-    checks = verify_folder(name, options.folder, ref) if options.folder else verify_release(name, ref)
+    checks = verify_folder(name, options.folder, options.ref) if options.folder else verify_release(name, ref)
     good = all(check.ok for check in checks)
     # Without records nothing says that the release in a folder is, or ever was, champion.
     what = ref if options.ref or not options.folder else f"The release in {one_line(options.folder)}"
     lines = [f"{'ok  ' if check.ok else 'FAIL'}  {one_line(f'{check.name}: {check.detail}')}" for check in checks]
     lines.append(f"{what}: {'verified' if good else 'NOT verified'}, {sum(c.ok for c in checks)} of {len(checks)} checks hold.")
     place = {"folder": str(options.folder)} if options.folder else {}
-    show(options, {"ref": ref, **place, "verified": good, "checks": [asdict(check) for check in checks]}, "\n".join(lines))
+    show(
+        options,
+        {"ref": options.ref if options.folder else ref, **place, "verified": good, "checks": [asdict(check) for check in checks]},
+        "\n".join(lines),
+    )
     return 0 if good else 6
 
 

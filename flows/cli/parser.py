@@ -247,6 +247,7 @@ def _add_use(commands: Any) -> None:
     _release_option(run)
     answers = _command(commands, "prune-answers", "search:answers", "remove answers from the log that are older than the retention")
     answers.add_argument("--days", type=_positive, default=183, help="keep the answers of so many days (default 183)")
+    answers.add_argument("--gap", action="store_true", help="the clock is right: for so long nothing was answered")
     export = _command(
         commands, "export", "search:export", "write a release's vectors as Parquet or into Qdrant, its encoders as a package, or all signed"
     )

@@ -55,7 +55,7 @@ def answers(options: argparse.Namespace) -> None:
     from components.serving.answer_log import answers_file, prune_answers, pruned_file
 
     name = retriever_name(options)
-    done = prune_answers(name, options.days)
+    done = prune_answers(name, options.days, options.gap)
     if not answers_file(name).exists():
         show(options, done._asdict(), f"No answers of '{name}' are logged here: there is no {answers_file(name)}.")
         return

@@ -210,7 +210,7 @@ def noise_of(study: str, results: Results, config: StudySettings) -> TrainingNoi
 # --- A study as a flow: run its cells, make table and plot, log both, and put them where people look.
 
 
-@flow(name="study", flow_run_name=run_name, on_crashed=[shown_as_cancelled], persist_result=False, validate_parameters=True)
+@flow(name="study", flow_run_name=run_name, on_crashed=[shown_as_cancelled], persist_result=False, validate_parameters=True, retries=0)
 def run_study(study: str, config: StudySettings, cells: tuple[str, ...] = ()) -> dict[str, Any]:
     """Run the study named `study`; `cells` restricts it to some of its cells.
 

@@ -19,6 +19,7 @@ from components.release.champion import servable_release
 from components.serving.loader import require_signed
 from components.signing.keys import KEY_VARIABLE, SigningKey, load_signing_key, make_key, public_file, trusted_keys
 from components.tracking import promotion_records as record_store
+from components.tracking.store import client
 from tests.unit.promotion_world import GOOD, NAME, Killed, into_mlflow, make_candidate, no_smoke
 
 
@@ -112,7 +113,10 @@ def holds() -> bool:
 
 def test_a_rotation_signs_again_what_is_served_and_withdraws_the_former_key(champion: int) -> None:
     former = own_key()
+    client().create_registered_model("webapp-release")
+    client().create_model_version("webapp-release", source="https://example.org/of-another-team")
     done = rotate()
+    assert not done.left, "a model of others whose name ends like ours is passed over"
     assert done.key_id == own_key().key_id != former.key_id and set(trusted_keys()) == {done.key_id}
     assert {path.name for path in done.withdrawn} == {f"{former.key_id[:16]}{end}.pem" for end in ("", ".private")}
     assert f"{NAME}-release/1" in done.signed and f"{NAME}-promotions/2" in done.signed
@@ -121,6 +125,14 @@ def test_a_rotation_signs_again_what_is_served_and_withdraws_the_former_key(cham
     assert rollback(NAME, "Bob", "slow").to_version == 1 and served() == 1 and holds()
     again = rotate()
     assert again.key_id not in (done.key_id, former.key_id) and served() == 1 and holds()
+
+
+def test_a_rotation_withdraws_a_key_that_is_trusted_under_another_name(champion: int) -> None:
+    former = own_key()
+    public_file(former).rename(public_file(former).with_name("of-ada.pem"))
+    assert set(trusted_keys()) == {former.key_id}
+    done = rotate()
+    assert set(trusted_keys()) == {done.key_id} != {former.key_id} and served() == 1 and holds()
 
 
 @pytest.mark.parametrize("step", range(7))

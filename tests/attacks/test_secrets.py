@@ -8,6 +8,7 @@ import stat
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -146,9 +147,9 @@ def test_a_pruning_that_is_killed_loses_no_answer_that_is_kept(home: Path, monke
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(answers, "write_atomic", killed)
-        prune_answers("mine")
+        prune_answers("mine", gap=True)
     assert {find_answer(answer).id for answer in ids} == set(ids)
-    assert prune_answers("mine").removed == 1
+    assert prune_answers("mine", gap=True).removed == 1
 
 
 def test_an_answer_that_is_written_during_a_pruning_is_kept(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +164,7 @@ def test_an_answer_that_is_written_during_a_pruning_is_kept(home: Path, monkeypa
         write(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(answers, "write_atomic", slow)
-    prune_answers("mine")
+    prune_answers("mine", gap=True)
     writer.join()
     assert len(answers_file("mine").read_text().splitlines()) == 1
 
@@ -175,6 +176,29 @@ def test_a_retention_that_no_calendar_holds_keeps_every_answer_and_an_empty_sett
     assert [prune_answers("mine", days)[::3] for days in (800_000, 10**12)] == [(0, 2), (0, 2)]
     monkeypatch.setenv(answers.SETTING, "")  # as a compose file leaves what nobody has set
     assert answers.log_mode() == "ids"
+
+
+def test_a_clock_that_jumped_ahead_removes_no_answer(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime.now(tz) + timedelta(days=3650)
+
+    log(40, 20, 10)
+    kept = answers_file("mine").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(answers, "datetime", Ahead)
+        for days in (183, 7):
+            with pytest.raises(ConfigError, match=r"3 answers of 'mine' would be removed, and 0 stay.*jumped ahead"):
+                prune_answers("mine", days)
+    log(-3640)  # what was answered meanwhile
+    assert answers_file("mine").read_bytes().startswith(kept)
+    with monkeypatch.context() as patch:
+        patch.setattr(answers, "datetime", Ahead)
+        with pytest.raises(ConfigError, match=r"and 1 stay\..*the next is of 20"):
+            prune_answers("mine")
+    assert not pruned_file("mine").exists() and len(answers_file("mine").read_bytes().splitlines()) == 4
+    assert prune_answers("mine", 15).removed == 2  # gaps of a use now and then ask nobody
 
 
 @pytest.mark.parametrize("days", [0, -1])

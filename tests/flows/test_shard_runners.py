@@ -148,16 +148,26 @@ def test_a_worker_that_was_killed_starts_no_other_process(monkeypatch: pytest.Mo
     assert started == [1]
 
 
-def test_a_worker_ends_with_its_parent(tmp_path: Path) -> None:
+OF_AN_INDEX = (
+    "import multiprocessing, sys, time\n"
+    "from components.index.workers import prepare_worker\n"
+    "def work():\n    prepare_worker(0, 1)\n    print('ready', flush=True)\n    time.sleep(600)\n"
+    "if __name__ == '__main__':\n"
+    "    child = multiprocessing.get_context('spawn').Process(target=work)\n"
+    "    child.start()\n    print(child.pid, flush=True)\n    child.join()\n"
+)
+OF_A_STUDY = (
+    "import os, time\n"
+    "from components.studies.growth_cell import _in_own_process\n"
+    "def work():\n    print(os.getpid(), 'ready', sep='\\n', flush=True)\n    time.sleep(600)\n"
+    "if __name__ == '__main__':\n    _in_own_process(work)\n"
+)
+
+
+@pytest.mark.parametrize("code", [OF_AN_INDEX, OF_A_STUDY], ids=["index", "study"])
+def test_a_worker_ends_with_its_parent(code: str, tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
-    script.write_text(
-        "import multiprocessing, sys, time\n"
-        "from components.index.workers import prepare_worker\n"
-        "def work():\n    prepare_worker(0, 1)\n    print('ready', flush=True)\n    time.sleep(600)\n"
-        "if __name__ == '__main__':\n"
-        "    child = multiprocessing.get_context('spawn').Process(target=work)\n"
-        "    child.start()\n    print(child.pid, flush=True)\n    child.join()\n"
-    )
+    script.write_text(code)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment)
     assert parent.stdout is not None

@@ -69,7 +69,8 @@ def test_answers_are_pruned_by_days(home: Path) -> None:
     log.parent.mkdir(parents=True)
     answer = {"id": "0" * 16, "at": "2020-01-01T00:00:00.000+00:00", "retriever": "retriever", "model": "m", "version": 1, "digest": "d"}
     log.write_text(json.dumps({**answer, "schema_version": 1, "query": None, "query_digest": "q", "doc_ids": [], "scores": []}) + "\n")
-    assert done("prune-answers")["removed"] == 1
+    refused(2, "jumped ahead", "prune-answers")
+    assert done("prune-answers", "--gap")["removed"] == 1
     assert log.read_text() == "" and stat.S_IMODE(log.stat().st_mode) == 0o600
     assert done("prune-answers", "--days", "10000")["removed"] == 0
     assert "No answers of 'nobody' are logged here" in scalingnote("prune-answers", "--name", "nobody").out

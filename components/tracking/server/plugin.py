@@ -94,28 +94,38 @@ class ServerStores:
         return {**subject, "experiment": name} if name else subject
 
 
-@functools.lru_cache(maxsize=4096)
 def _experiment_of_run(run_id: str) -> str | None:
+    return _if_there(_found_for_run, run_id)
+
+
+def _experiment_name(experiment_id: str) -> str | None:
+    return _if_there(_found_name, experiment_id)
+
+
+def _if_there(find: Callable[[str], str], key: str) -> str | None:
+    """What `find` gives; None for what is not there, which is not remembered: numbers of experiments can be guessed ahead."""
     from mlflow.exceptions import MlflowException
-    from mlflow.server.handlers import _get_tracking_store
 
     try:
-        run = _get_tracking_store().get_run(run_id)
+        return find(key)
     except MlflowException:
         return None
+
+
+@functools.lru_cache(maxsize=4096)
+def _found_for_run(run_id: str) -> str:
+    from mlflow.server.handlers import _get_tracking_store
+
+    run = _get_tracking_store().get_run(run_id)
     chain = run.data.tags.get(labels.PREFIX + "chain")
-    return str(chain) if chain else _experiment_name(run.info.experiment_id)
+    return str(chain) if chain else _found_name(run.info.experiment_id)
 
 
 @functools.lru_cache(maxsize=1024)
-def _experiment_name(experiment_id: str) -> str | None:
-    from mlflow.exceptions import MlflowException
+def _found_name(experiment_id: str) -> str:
     from mlflow.server.handlers import _get_tracking_store
 
-    try:
-        return str(_get_tracking_store().get_experiment(experiment_id).name)
-    except MlflowException:
-        return None
+    return str(_get_tracking_store().get_experiment(experiment_id).name)
 
 
 # --- The answer of the server to one call, held back until the call is in the audit log, and what was learned of the call meanwhile.

@@ -21,9 +21,10 @@ from prefect.exceptions import TerminationSignal
 from prefect.utilities.engine import capture_sigterm, is_prefect_sigterm_handler_installed
 
 from components.tracking.provenance import collect_provenance
-from components.tracking.runs import open_flow_run
-from components.tracking.store import client
+from components.tracking.runs import open_flow_run, open_step
+from components.tracking.store import TrackingError, client
 from flows import cli, servers
+from flows import recorder as recording
 from flows.recorder import recorded_flow
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -127,6 +128,25 @@ def test_a_flow_that_fails_leaves_no_mark(home: Path) -> None:
     assert status(recorder.run_id) == "FAILED" and not list((home / "work" / "running").iterdir())
 
 
+@pytest.mark.parametrize("disturbed", [KeyboardInterrupt, TrackingError])
+def test_a_run_that_could_not_be_closed_is_closed_by_the_next_flow(
+    disturbed: type[BaseException], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a second Ctrl-C, or where the server was gone: its mark was removed, and it stayed open for ever."""
+
+    def not_closed(*_: object) -> None:
+        raise disturbed("in the midst of it")
+
+    with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, ValueError)), recorded_flow("retriever", "retrain", {}) as left:
+        step = open_step(left.run_id, "train_towers")
+        patch.setattr(recording, "close_flow_run", not_closed)
+        raise KeyboardInterrupt if disturbed is KeyboardInterrupt else ValueError("broken")
+    assert (status(left.run_id), status(step)) == ("RUNNING", "RUNNING")
+    with recorded_flow("retriever", "retrain", {}):
+        assert (status(left.run_id), status(step)) == ("KILLED", "KILLED")
+    assert not list((home / "work" / "running").iterdir())
+
+
 @pytest.mark.parametrize("enabled", ["events,flow_runs", "events"])
 def test_runs_that_ended_before_the_retention_are_deleted_where_that_is_on(enabled: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import prefect.client.orchestration
@@ -164,6 +184,8 @@ def test_a_flow_that_is_told_to_end_closes_its_run_and_says_how_to_go_on(number:
     assert code == 128 + number and named in said and "run the same command again" in said
     assert status(run_id) == "KILLED"
     assert client().get_run(run_id).data.tags["scalingnote.error"] == "its process was told to end"
+    with recorded_flow("retriever", "retrain", {}):
+        assert status(run_id) == "KILLED" and client().get_run(run_id).data.tags["scalingnote.error"] == "its process was told to end"
     assert not list((home / "work" / "running").iterdir())
 
 
@@ -251,3 +273,19 @@ sys.exit(start())
 """
     status, _, _, said = ended(code)
     assert status == 128 + number and named in said
+
+
+def test_no_flow_is_tried_again_whatever_the_worker_of_its_deployment_is_told(home: Path) -> None:
+    """A worker imports the flows before any of our code runs; wrong data or a refused approval was then said four times."""
+    code = """
+from flows.adopt import adopt
+from flows.promote import promote, promote_newest_approved
+from flows.refresh_index import refresh_index
+from flows.refresh_query import refresh_query_tower
+from flows.retrain import retrain, train
+from flows.studies.framework import run_study
+print({made.retries for made in (adopt, promote, promote_newest_approved, refresh_index, refresh_query_tower, retrain, train, run_study)})
+"""
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "PREFECT_FLOWS_DEFAULT_RETRIES": "3", "PREFECT_TASKS_DEFAULT_RETRIES": "3"}
+    told = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=600, check=False)
+    assert told.stdout.strip() == "{0}", told.stderr

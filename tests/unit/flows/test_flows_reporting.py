@@ -103,6 +103,22 @@ def test_lines_of_two_threads_are_not_mixed(tmp_path: Path, monkeypatch: pytest.
     assert sorted(line.partition("] ")[2] for line in kept) == ["one one", "two two"]
 
 
+def test_commands_that_run_at_once_lose_no_line_when_one_of_them_begins_the_log_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCALINGNOTE_HOME", str(tmp_path))
+    monkeypatch.setattr(flows.reporting, "LOG_BYTES", 1000)
+    handlers = [flows.reporting._file_handler() for _ in range(3)]  # each with a file of its own, as in processes of their own
+    lines = [f"line {number:03}" for number in range(90)]
+    for number, line in enumerate(lines):
+        handlers[number % 3].handle(logging.makeLogRecord({"msg": line, "levelno": logging.INFO}))
+    for handler in handlers:
+        handler.close()
+    kept = [path for path in (tmp_path / "logs").glob("runs.log*") if not path.name.endswith(".lock")]
+    assert len(kept) > 2 and max(path.stat().st_size for path in kept) <= 1000
+    assert sorted(line.partition("] ")[2] for path in kept for line in path.read_text().splitlines()) == lines
+
+
 def test_a_home_without_room_for_a_log_stops_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -132,7 +132,7 @@ def test_what_is_missing_from_a_folder_is_named(copied: Path) -> None:
     assert "promotion record 2 is missing" in finding(verify_folder(NAME, copied), "promotion record")
 
 
-def test_a_release_alone_is_verified_when_it_is_the_only_one(copied: Path, tmp_path: Path) -> None:
+def test_a_release_alone_is_verified_when_it_is_the_only_one(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_parts = tmp_path / "one"
     release = registry.artifact_folder(f"{NAME}-release", 1)
     shutil.copytree(release, with_parts / "release")
@@ -141,7 +141,9 @@ def test_a_release_alone_is_verified_when_it_is_the_only_one(copied: Path, tmp_p
     checks = verify_folder(NAME, with_parts)
     assert [check for check in checks if not check.ok] == []
     assert next(check.detail for check in checks if check.name == "audit log").startswith("none")
-    for ref in ("release/7", "candidate/1", "previous", "best"):  # each was told as verified, whatever the only release is
+    monkeypatch.chdir(with_parts)
+    assert [check for check in verify_folder(NAME, Path()) if not check.ok] == []
+    for ref in ("release/7", "candidate/1", "previous", "best", "champion"):  # each was told as verified, whatever the only release is
         assert f"nothing says which release is '{ref}'" in finding(verify_folder(NAME, with_parts, ref), "files")
     shutil.copytree(registry.artifact_folder(f"{NAME}-release", 2), with_parts / "second")
     assert "holds 2 releases and no promotion record" in finding(verify_folder(NAME, with_parts), "files")

@@ -86,3 +86,15 @@ def test_wrong_ids_and_changed_lines_are_refused_in_words() -> None:
     log.write_text(json.dumps({**line, "schema_version": 9}, separators=(",", ":")))
     with pytest.raises(ArtifactError, match="schema version 9"):
         find_answer(known)
+
+
+def test_what_was_champion_is_told_where_a_forged_record_that_was_struck_out_bears_a_date_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No answer after the strike could be traced: the strike stood there without the record that it names."""
+    promoted = {"sequence": 1, "digest": "a", "action": "promote", "to_version": 3, "recorded_at": "2020-01-01T00:00:00+00:00"}
+    forged = {"sequence": 2, "digest": "b", "action": "promote", "to_version": 9, "recorded_at": "2999-01-01T00:00:00+00:00"}
+    kept = {"sequence": 1, "digest": "a"}
+    strike = {"sequence": 3, "digest": "c", "action": "strike", "to_version": 3, "struck": {"2": "b"}, "keeps": kept}
+    records = [promoted, forged, {**strike, "recorded_at": "2020-02-01T00:00:00+00:00"}]
+    monkeypatch.setattr(answers.record_store, "read_records", lambda _: records)
+    answer = find_answer(log_answers(SERVED, ["heart"], [HITS])[0])
+    assert answers._standing(answer) == "champion by promotion record 1"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -18,8 +20,9 @@ import pytest
 import yaml
 from mlflow.exceptions import MlflowException
 
+from components import settings
 from components.artifacts import Artifact, seal, verify
-from components.errors import ArtifactError, ModelError
+from components.errors import ArtifactError, ConfigError, ModelError
 from components.tracking import embedded, packaging, registry
 from components.tracking.packaging import check_package
 from components.tracking.provenance import version_tags
@@ -35,7 +38,7 @@ from components.tracking.registry import (
     versions,
 )
 from components.tracking.runs import StepRecord, open_flow_run, record_step
-from components.tracking.store import TrackingError, client
+from components.tracking.store import TrackingError, client, translated
 from tests.unit.promotion_world import PROVENANCE
 
 MODEL = "retriever-index"
@@ -442,3 +445,29 @@ def test_the_code_of_versions_that_were_registered_before_finds_what_it_imports(
 def test_a_module_that_was_never_there_is_missed_all_the_same() -> None:
     with pytest.raises(ModuleNotFoundError, match=r"components\.promotion\.unpinned"):
         importlib.import_module("components.promotion.unpinned")
+
+
+def test_an_artifact_store_in_a_cloud_that_does_not_answer_or_has_no_driver_is_told_in_words() -> None:
+    """Both were unexpected failures."""
+    away = type("EndpointConnectionError", (Exception,), {"__module__": "botocore.exceptions"})
+    with pytest.raises(TrackingError, match=r"Could not read the files .*Could not connect"), translated("read the files"):
+        raise away('Could not connect to the endpoint URL: "https://store.example/"')
+    with pytest.raises(ConfigError, match="pip install boto3"), translated("read the files"):
+        raise ModuleNotFoundError("No module named 'boto3'", name="boto3")
+
+
+def test_a_version_that_names_a_place_which_is_no_store_is_a_finding(home: Path) -> None:
+    client().create_registered_model("retriever-release")
+    client().create_model_version("retriever-release", source="https://example.org/elsewhere")
+    with pytest.raises(ArtifactError, match="no place of an artifact store"):
+        registry.artifact_folder("retriever-release", 1)
+
+
+def test_who_waits_for_another_registration_is_told_so(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lock = home / "work" / "registering" / "retriever-index.lock"
+    lock.parent.mkdir(parents=True)
+    with lock.open("w") as handle:
+        assert settings.locked(handle)
+        threading.Timer(0.3, lambda: fcntl.flock(handle, fcntl.LOCK_UN)).start()
+        with registry._one_at_a_time("retriever-index"):
+            assert "another command is registering a version of 'retriever-index'" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -235,3 +236,29 @@ def test_a_tilde_in_the_variable_of_the_permissions_is_the_home_folder(tmp_path:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("SCALINGNOTE_PERMISSIONS", "~/rules.yaml")
     assert load_permissions() == RULES
+
+
+def test_an_experiment_that_was_asked_for_before_it_was_made_has_rules_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers of experiments can be guessed: whoever asked first had the rules of the records overlooked until the server's next start."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.server import handlers
+
+    from components.tracking.server.plugin import ServerStores
+
+    made: list[str] = []
+
+    class Store:
+        def get_experiment(self, number: str) -> SimpleNamespace:
+            if number not in made:
+                raise MlflowException("no such experiment")
+            return SimpleNamespace(name="r-promotions")
+
+    monkeypatch.setattr(handlers, "_get_tracking_store", Store)
+    world = ServerStores(tmp_path / "audit.jsonl")
+    assert world.complete({"experiment_id": "57000"}) == {"experiment_id": "57000"}
+    made.append("57000")
+    subject = world.complete({"experiment_id": "57000", "key": "scalingnote.chain_run_id"})
+    assert subject["experiment"] == "r-promotions"
+    assert refusal(Call("ada", ("promoter",), "set_experiment_tag", subject), RULES, FakeWorld()) is not None

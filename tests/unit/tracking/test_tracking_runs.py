@@ -78,6 +78,15 @@ def test_a_run_that_its_process_left_open_is_closed_with_its_steps(home: Path) -
     assert client().get_run(left).data.tags["scalingnote.error"] == "its process was killed"
 
 
+def test_a_flow_that_fails_leaves_no_step_open(home: Path) -> None:
+    failed, other = open_run(), open_run()
+    experiment = client().get_run(failed).info.experiment_id
+    steps = [client().create_run(experiment, tags={"mlflow.parentRunId": run}).info.run_id for run in (failed, failed, other)]
+    client().set_terminated(steps[0], "FINISHED")
+    close_flow_run(failed, "FAILED", "no space left")
+    assert [client().get_run(run_id).info.status for run_id in steps] == ["FINISHED", "FAILED", "RUNNING"]
+
+
 def test_step_is_nested_with_numbers_data_and_report(home: Path, tmp_path: Path) -> None:
     parent = open_run()
     dataset = make_artifact(tmp_path / "data", "dataset", name="icd10cm")

@@ -100,6 +100,7 @@ def test_the_whole_path_through_a_server(server: str, tmp_path: Path, monkeypatc
         artifact_folder("retriever-index", 2)
     _signed_later(tmp_path, artifact.digest)
     _records(monkeypatch)
+    _swept(tmp_path)
 
 
 def _signed_later(tmp_path: Path, digest: str) -> None:
@@ -110,6 +111,15 @@ def _signed_later(tmp_path: Path, digest: str) -> None:
     fetched = artifact_folder("retriever-index", 1)
     assert (fetched / SIGNATURE).read_text() == "signed"
     assert verify(fetched, digest).digest == digest
+
+
+def _swept(tmp_path: Path) -> None:
+    """Files that are gone are a finding about that version; it was told as a server that does not work, and ended key rotations."""
+    for model in (tmp_path / "server" / "artifacts").rglob("sealed"):
+        shutil.rmtree(model)
+    with pytest.raises(ArtifactError, match="holds nothing at"):
+        artifact_folder("retriever-index", 1, fresh=True)
+    assert (artifact_folder("retriever-index", 1) / "deep" / "data").read_text() == "vectors", "the last copy serves on"
 
 
 def _records(monkeypatch: pytest.MonkeyPatch) -> None:
