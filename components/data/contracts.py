@@ -110,6 +110,7 @@ CUSTOM_RULES: dict[Check, tuple[frozenset[str], frozenset[str]]] = {
 MATCHES = ("exact", "normalised")
 # An escaped character, a set of characters, or the end: $ means itself in the first two.
 _TOKEN = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\$", re.DOTALL)
+_POSIX = re.compile(r"\[:\^?[a-z]+:\]")
 _COLUMN_RULES = ("not_blank", "length")
 _TABLES_OF = {"no_leakage": ("queries", "unlabelled"), "judged_queries": ("judgements",)}
 _LOWER = {"mustBeGreaterOrEqualTo": 0, "mustBeGreaterThan": 1}
@@ -278,6 +279,8 @@ def regular_expression(pattern: Any, place: Place) -> str:
     """
     if not isinstance(pattern, str):
         raise ConfigError(f"{place}: a pattern is a text in quotes; found {pattern!r:.60}.")
+    if found := _POSIX.search(pattern):
+        raise ConfigError(f"{place}: '{pattern}' holds {found[0]}, which Python's expressions do not know. Write its letters out, as [a-z].")
     try:
         compiled = re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:

@@ -198,6 +198,7 @@ SIDES = "held_out: dev, seen: titles"
         ("documents", "metric: rowCount", "metric: rowCount\n        query: SELECT 1", "is checked without 'query'"),
         ("documents", "{rule: not_blank}", "{rule: not_blank}\n            mustBeLessThan: 5", "without 'mustBeLessThan'"),
         ("documents", "{pattern: '^\\S*$'}", "{pattern: [a]}", "a pattern is a text in quotes; found ['a']"),
+        ("documents", "^\\S*$", "[[:alpha:]]", "holds [:alpha:], which Python's expressions do not know"),
         ("documents", "{pattern: '^\\S*$'}", "{pattern: }", "a pattern is a text in quotes; found None"),
         (
             "documents",
