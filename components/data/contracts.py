@@ -280,7 +280,9 @@ def regular_expression(pattern: Any, place: Place) -> str:
     if not isinstance(pattern, str):
         raise ConfigError(f"{place}: a pattern is a text in quotes; found {pattern!r:.60}.")
     if found := _POSIX.search(pattern):
-        raise ConfigError(f"{place}: '{pattern}' holds {found[0]}, which Python's expressions do not know. Write its letters out, as [a-z].")
+        raise ConfigError(
+            f"{place}: '{pattern}' holds {found[0]}, which Python's expressions do not know. Write its letters out, as [a-z]."
+        )
     try:
         compiled = re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:

@@ -375,6 +375,8 @@ def study(options: argparse.Namespace) -> None:
     name = require_study(options.study)
     config = read_settings(options, StudySettings)
     cells = tuple(cell.strip() for cell in (options.cells or "").split(",") if cell.strip())
+    if options.cells is not None and not cells:
+        raise ConfigError(f"--cells '{options.cells}' names no cell, and all of them would run. Name some, or leave the option out.")
     source_digest(config.data)  # a missing folder is said at once, before any server starts
     require_space()
     from flows.servers import run_flow
