@@ -125,7 +125,9 @@ def _demo_adopt(options: argparse.Namespace) -> None:
     from flows.refresh_query import QueryRefreshConfig
     from flows.servers import run_flow
 
-    options.preset, options.name = options.preset or "adopt", options.name or "adopted"
+    options.preset = options.preset or "adopt"
+    if not any(entry.startswith("name=") for entry in options.set):
+        options.name = options.name or "adopted"
     config = read_config(options)
     with only_result_on_stdout(options):
         print(f"Demo: the vectors of {config.data.source} by all-minilm-l6-v2 are the index that exists.", flush=True)

@@ -418,7 +418,11 @@ def read_settings(options: argparse.Namespace, model: type[Settings]) -> Setting
 def read_layers(options: argparse.Namespace) -> list[Layer]:
     """What the command line lays over the defaults, the one that wins last: preset, file, policy, single settings."""
     given = {"name": options.name, "data.source": options.data, "data.max_documents": options.max_documents}
-    single = {**parsed_settings(options), **{field: value for field, value in given.items() if value is not None}}
+    single = parsed_settings(options)
+    for setting, value in given.items():
+        if value is not None and single.setdefault(setting, value) != value:
+            option = f"--{setting.removeprefix('data.').replace('source', 'data').replace('_', '-')}"
+            raise ConfigError(f"{option} {value} and --set {setting}={single[setting]} contradict each other. Leave one of them out.")
     policy = policy_settings(options)
     layers = layers_of(options.preset, options.config)
     if policy:  # it stands alone: no floor of a preset's policy may stay beside its own
