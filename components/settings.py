@@ -21,11 +21,13 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from http.client import HTTPException
 from pathlib import Path
-from typing import IO, Any
+from types import UnionType
+from typing import IO, Any, Union, get_args, get_origin
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from components.errors import ConfigError
 
@@ -412,45 +414,77 @@ def checked_retriever_name(name: str) -> str:
     return name
 
 
-def strict_yaml(text: str) -> Any:
+def strict_yaml(text: str, merging: bool = False) -> Any:
     """The value in a YAML text. A key that is given twice is refused, where YAML's own loader takes the last one without a word.
 
-    Raises yaml.YAMLError with the place of what is wrong.
+    `merging`: whether fields may be merged by `<<`. Raises yaml.YAMLError, with the place where there is one, for all that cannot be read.
     """
     import yaml
 
+    wrong = yaml.constructor.ConstructorError
+    looked_at: set[int] = set()  # a merge puts the fields of one mapping before those of another, which override them
+
     class Strict(yaml.SafeLoader):
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        def flatten_mapping(self, node: Any) -> None:
+            if id(node) not in looked_at:
+                looked_at.add(id(node))
+                self.require_plain(node)
+            super().flatten_mapping(node)
+
+        def require_plain(self, node: Any) -> None:
             seen = set()
             for key, _ in node.value:
-                if key.tag == "tag:yaml.org,2002:merge":
-                    raise yaml.constructor.ConstructorError(None, None, "fields are merged by <<; write each field out", key.start_mark)
+                if key.tag == "tag:yaml.org,2002:merge" and not merging:
+                    raise wrong(None, None, "fields are merged by <<; write each field out", key.start_mark)
                 if not isinstance(key, yaml.ScalarNode):
-                    raise yaml.constructor.ConstructorError(None, None, "a field's name must be a single word", key.start_mark)
+                    raise wrong(None, None, "a field's name must be a single word", key.start_mark)
                 if key.value in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"the field '{key.value}' is given twice", key.start_mark)
+                    raise wrong(None, None, f"the field '{key.value}' is given twice", key.start_mark)
                 seen.add(key.value)
-            return super().construct_mapping(node, deep)
+
+        def construct_object(self, node: Any, deep: bool = False) -> Any:
+            try:
+                return super().construct_object(node, deep)
+            except (ValueError, LookupError, AttributeError, TypeError) as error:  # 2026-02-30, a number of 5,000 digits, !!bool maybe
+                kind = node.tag.rpartition(":")[2]
+                raise wrong(None, None, f"'{node.value!s:.40}' is no {kind} ({str(error)[:60]})", node.start_mark) from None
 
     def plain(loader: Any, node: Any) -> Any:
         """YAML 1.1 reads 010 as 8 and 1:30 as 90, later readers do not."""
         if re.fullmatch(r"[-+]?0[0-9_]+|[-+]?[0-9_]*[_:][0-9_:.]*", node.value):
-            raise yaml.constructor.ConstructorError(None, None, f"the number {node.value} is not in plain digits", node.start_mark)
+            raise wrong(None, None, f"the number {node.value} is not in plain digits", node.start_mark)
         kind = node.tag.rpartition(":")[2]
         return loader.construct_yaml_int(node) if kind == "int" else loader.construct_yaml_float(node)
 
     Strict.add_constructor("tag:yaml.org,2002:int", plain)
     Strict.add_constructor("tag:yaml.org,2002:float", plain)
-    return yaml.load(text, Strict)
+    try:
+        return yaml.load(text, Strict)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
 
 
 LARGEST_SEED = 2**63 - 1  # torch takes no larger one, and says so when the towers are trained already
 
 
 class StepConfig(BaseModel):
-    """Refuses unknown fields, and numbers that are none (nan, inf); cannot be changed after it was checked."""
+    """Refuses unknown fields, and numbers that are none (nan, inf, true); cannot be changed after it was checked."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_word_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Pydantic takes false for 0: who means to switch a gate off would have asked for the threshold 0."""
+        kinds = kinds_of(cls.model_fields[str(info.field_name)].annotation) if isinstance(value, bool) else frozenset()
+        if kinds & {int, float} and bool not in kinds:
+            raise PydanticCustomError("number_expected", "expected a number")
+        return value
+
+
+def kinds_of(annotation: Any) -> frozenset[Any]:
+    """The types that a field takes: those of `A | B`, else the annotation itself."""
+    return frozenset(get_args(annotation) if get_origin(annotation) in (Union, UnionType) else [annotation])
 
 
 # --- Connections as a machine's environment has them: loopback goes past every proxy, and a server that is gone is noticed within

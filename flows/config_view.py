@@ -180,7 +180,7 @@ def shown(value: Any) -> str:
         try:
             if yaml.safe_load(value) == value:
                 return value
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):  # the latter of a day that there is not, such as 2026-02-30
             pass
     printable = json.dumps(value, ensure_ascii=False)
     return printable if printable.isprintable() else json.dumps(value)

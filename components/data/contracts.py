@@ -1,40 +1,26 @@
 """Data contracts: Open Data Contract Standard 3 YAML files, turned into the closed set of rules that they may state.
 
-No rule is skipped in silence. A rule that looks at more than one table works on a column that is computed for it.
-
-Each holds, under the rule's name, an explanation in the rows that break the rule and nothing in all others (for `judged_queries`: the ids
-that count). So the suite itself only checks single columns, which stays fast for millions of rows.
-
-Every part of a contract that promises something about the data becomes a rule or is refused with the parts that can be used.
+No rule is skipped in silence. Every part of a contract that promises something about the data becomes a rule or is refused with the parts
+that can be used.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import pandas as pd
-
 from components import settings
 from components.artifacts import digest_of, file_sha256
-from components.data.dataset import NAMED_SPLITS, TABLES, Dataset, are_among, may_read_as, normalise_text
-from components.data.values import on_one_line
+from components.data.dataset import TABLES
 from components.errors import ConfigError
-from components.text import INVISIBLE
 
 if TYPE_CHECKING:
     from open_data_contract_standard.model import DataQuality, OpenDataContractStandard, SchemaObject, SchemaProperty
 
 
-_DIGITS = re.compile(r"0*([0-9]+)(?:\.0+)?")
-_UNSEEN = re.compile(f"[{INVISIBLE}]")
 Severity = Literal["error", "warning"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning")
 Check = Literal[
@@ -105,165 +91,12 @@ class Place:
         return self.rule(check, f"{self.column or self.table}.{label}", parameters)
 
 
-# --- Columns computed before a suite runs, for rules that look at more than one table.
+# --- The `quality` entries of a contract: the standard's own metrics, and the rules only retrieval data needs (engine: scalingnote).
 
 
 UNLABELLED = "unlabelled"
 TITLES = "titles"  # those of the documents: a student learns from them as from queries
 FURTHER = "further_splits"  # whatever they are called: all but those that have rules of their own
-# Several rules compare the same queries; forget_texts() lets go of them.
-_normalised = lru_cache(maxsize=2_000_000)(normalise_text)
-
-
-def table_of(dataset: Dataset, name: str) -> pd.DataFrame:
-    """One of the dataset's tables by the name contracts use."""
-    tables = {
-        "documents": dataset.documents,
-        "queries": dataset.queries,
-        "judgements": dataset.all_judgements,
-        UNLABELLED: dataset.unlabelled,
-    }
-    return tables[name]
-
-
-def helper_column_name(rule: Rule) -> str:
-    """Name of the helper column of `rule`; no table has a column of such a name."""
-    return f"rule {rule.name}"
-
-
-def with_helper_columns(dataset: Dataset, table: str, rules: tuple[Rule, ...]) -> pd.DataFrame:
-    """The table with a helper column for each rule that needs one; text columns as Python strings."""
-    return as_checked(table_of(dataset, table)).assign(**helper_columns(dataset, rules))
-
-
-def helper_columns(dataset: Dataset, rules: Iterable[Rule]) -> dict[str, pd.Series]:
-    """The helper column of each rule that needs one, by its name, with the index of the rule's table."""
-    makers = {"references": _missing_targets, "no_leakage": _leaks, "judged_queries": _judged}
-    return {helper_column_name(rule): makers[rule.check](dataset, rule) for rule in rules if rule.check in makers}
-
-
-def as_checked(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows of a table with text columns as Python strings, which are what the suites' expectations of types know."""
-    return frame.astype({name: object for name in frame.columns if name != "score"})
-
-
-def forget_texts() -> None:
-    """Free the normalised texts that were kept from one rule to the next."""
-    _normalised.cache_clear()
-
-
-def cannot_check(dataset: Dataset, rule: Rule) -> str:
-    """Why a rule about splits would pass without having looked at anything: a split that the data does not have; else empty.
-
-    A pattern such as test_*, or `further_splits`, may match nothing: they speak of splits that there may be.
-    """
-    named = [str(rule.parameters[side]) for side in ("held_out", "seen")] if rule.check == "no_leakage" else []
-    for split in named:
-        if split not in (UNLABELLED, TITLES, FURTHER) and not any(mark in split for mark in "*?[") and split not in dataset.splits:
-            return f"no judgement is of the split '{split}'; the data has {', '.join(dataset.splits) or 'no splits'}"
-    return ""
-
-
-def _missing_targets(dataset: Dataset, rule: Rule) -> pd.Series:
-    table, column = str(rule.parameters["to"]).split(".")
-    targets, rows = table_of(dataset, table)[column], table_of(dataset, rule.table)[str(rule.column)]
-    explained = pd.Series(None, index=rows.index, dtype=object)
-    missing = rows.notna().to_numpy() & ~are_among(rows, targets)
-    if missing.any():
-        known = targets.dropna().tolist()
-        alike = {_seen(target): target for target in known}
-        numbers = {number: target for target in known if (number := _as_number(target))}
-        lost = rows[missing].tolist()
-        explained[missing] = [f"there is no {column} '{on_one_line(value)}'{_near(value, alike, numbers)}" for value in lost]
-    return explained
-
-
-def _seen(identifier: str) -> str:
-    """What a reader sees of an id: without white space at its ends and letters without a form, in one of Unicode's forms."""
-    visible = identifier if identifier.isascii() else unicodedata.normalize("NFKC", _UNSEEN.sub("", identifier))
-    return visible.strip()
-
-
-def _as_number(identifier: str) -> str:
-    """What a spreadsheet or pandas makes of an id of digits, such as 7 of 007 and of 7.0; empty for any other."""
-    found = _DIGITS.fullmatch(_seen(identifier))
-    return found[1] if found else ""
-
-
-def _near(value: str, alike: Mapping[str, str], numbers: Mapping[str, str]) -> str:
-    """A hint where there is an id that looks the same: other white space at its ends, invisible letters, another of Unicode's forms.
-
-    Or one that is the same number.
-    """
-    near = alike.get(_seen(value))
-    if near is None:
-        same = numbers.get(_as_number(value))
-        written = "they are one number, written otherwise; ids are compared as they stand"
-        return "" if same is None else f", but there is '{on_one_line(same)}': {written}"
-    if near.strip() == value.strip():
-        return f", but there is '{on_one_line(near)}': they differ in white space at an end"
-    return f", but there is {near!a} where this is {value!a}: they look the same and are other characters"
-
-
-def _leaks(dataset: Dataset, rule: Rule) -> pd.Series:
-    """For each query of the held-out side whose text also stands on the seen side: the id it stands under there."""
-    held_out, seen = str(rule.parameters["held_out"]), str(rule.parameters["seen"])
-    normalised = rule.parameters["match"] == "normalised"
-    sides = (_queries_of(dataset, held_out), _queries_of(dataset, seen))
-    # The offending rows are those of the rule's own table; the contract's reader refuses a rule whose table is on neither side.
-    of_seen = (held_out == UNLABELLED) != (rule.table == UNLABELLED)
-    rows, others = (sides[1], sides[0]) if of_seen else sides
-    # The queries of a split are few, titles and train queries may be millions: only what may equal one of the few is normalised.
-    few = min(sides, key=len)["text"].tolist()
-    wanted = {key for text in few if (key := _key(text, normalised))}
-    twins = _keys_among(wanted, others["text"], normalised)
-    known = dict(zip(twins.values(), others["query_id"].iloc[list(twins)].tolist(), strict=True))
-    where = held_out if of_seen else seen
-    explained: list[str | None] = [None] * len(rows)
-    for place, key in _keys_among(wanted, rows["text"], normalised).items():
-        explained[place] = f"same text as {known[key]} in {where}" if key in known else None
-    return pd.Series(explained, index=rows.index, dtype=object).reindex(table_of(dataset, rule.table).index)
-
-
-def _keys_among(wanted: set[str], texts: pd.Series, normalised: bool) -> dict[int, str]:
-    """The key of each text whose key is one of `wanted`, by its place."""
-    places = np.flatnonzero(may_read_as(texts, wanted) if normalised else texts.isin(wanted)).tolist()
-    keys = (_key(text, normalised) for text in texts.iloc[places].tolist())
-    return {place: key for place, key in zip(places, keys, strict=True) if key in wanted}
-
-
-def _queries_of(dataset: Dataset, split: str) -> pd.DataFrame:
-    """Rows of the queries judged in the splits that match `split` (or are further ones), of the unlabelled queries, or of the titles.
-
-    The index is that of their table.
-    """
-    if split == UNLABELLED:
-        return dataset.unlabelled
-    if split == TITLES:
-        return dataset.documents[["doc_id", "title"]].set_axis(["query_id", "text"], axis=1)
-    judgements = dataset.all_judgements
-    names = [str(name) for name in judgements["split"].unique()]
-    matching = {name for name in names if (name not in NAMED_SPLITS if split == FURTHER else fnmatchcase(name, split))}
-    ids = set(judgements.loc[judgements["split"].isin(matching), "query_id"].tolist())
-    return dataset.queries.loc[[query in ids for query in dataset.queries["query_id"].tolist()]]
-
-
-def _key(text: object, normalised: bool) -> str:
-    """What is compared; empty for a text that cannot leak, such as one of punctuation alone once it is normalised."""
-    if not isinstance(text, str):
-        return ""
-    return _normalised(text) if normalised else text
-
-
-def _judged(dataset: Dataset, rule: Rule) -> pd.Series:
-    """The query's id in the rows that judge a document as relevant in the rule's split."""
-    judgements = dataset.all_judgements
-    counts = (judgements["split"] == rule.parameters["split"]) & (judgements["score"] > 0)
-    return judgements["query_id"].astype(object).where(counts, None)
-
-
-# --- The `quality` entries of a contract: the standard's own metrics, and the rules only retrieval data needs (engine: scalingnote).
-
 
 ENGINE = "scalingnote"
 METRICS = ("rowCount", "duplicateValues", "nullValues", "missingValues", "invalidValues")
@@ -277,6 +110,7 @@ CUSTOM_RULES: dict[Check, tuple[frozenset[str], frozenset[str]]] = {
 MATCHES = ("exact", "normalised")
 # An escaped character, a set of characters, or the end: $ means itself in the first two.
 _TOKEN = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\$", re.DOTALL)
+_POSIX = re.compile(r"\[:\^?[a-z]+:\]")
 _COLUMN_RULES = ("not_blank", "length")
 _TABLES_OF = {"no_leakage": ("queries", "unlabelled"), "judged_queries": ("judgements",)}
 _LOWER = {"mustBeGreaterOrEqualTo": 0, "mustBeGreaterThan": 1}
@@ -306,7 +140,12 @@ def _library(quality: DataQuality, place: Place) -> tuple[Check, dict[str, Any]]
     metric = quality.metric or quality.rule
     if metric not in METRICS:
         raise ConfigError(f"{place}: unknown metric '{metric}'. Allowed: {', '.join(METRICS)}.")
+    _require_read(quality, ("query", "engine", "implementation"), f"the metric {metric}", place)
+    if quality.arguments and metric != "invalidValues" and (metric != "duplicateValues" or place.column is not None):
+        words = " Words such as N/A are found by invalidValues with the pattern '^(?!N/A$)'." if metric == "missingValues" else ""
+        raise ConfigError(f"{place}: the metric {metric} takes no arguments here; found {', '.join(quality.arguments)}.{words}")
     if metric == "rowCount":
+        _require_read(quality, ("unit",), "the metric rowCount", place)
         return "row_count", _bounds(quality, place)
     if _given(quality) != {"mustBe": 0}:
         raise ConfigError(f"{place}: the metric {metric} is checked as 'mustBe: 0' only; use severity: warning to let violations pass.")
@@ -322,6 +161,12 @@ def _library(quality: DataQuality, place: Place) -> tuple[Check, dict[str, Any]]
     return ("unique" if metric == "duplicateValues" else "not_null"), {}
 
 
+def _require_read(quality: DataQuality, fields: Sequence[str], what: str, place: Place) -> None:
+    """Raises ConfigError where a field is given that changes what the standard asks for, and that nothing here looks at."""
+    if unread := next((name for name in fields if getattr(quality, name) is not None), None):
+        raise ConfigError(f"{place}: {what} is checked without '{unread}', so that would be passed over. Remove it.")
+
+
 def _custom(quality: DataQuality, place: Place) -> tuple[Check, dict[str, Any]]:
     implementation = quality.implementation
     if quality.engine != ENGINE or not isinstance(implementation, dict):
@@ -330,6 +175,7 @@ def _custom(quality: DataQuality, place: Place) -> tuple[Check, dict[str, Any]]:
     check = next((name for name in CUSTOM_RULES if name == implementation.get("rule")), None)
     if check is None:
         raise ConfigError(f"{place}: unknown rule '{implementation.get('rule')}'. Allowed: {', '.join(CUSTOM_RULES)}.")
+    _require_read(quality, ("metric", "rule", "query", "arguments", "unit", *_ALL_OPERATORS), f"the rule {check}", place)
     _check_parameters(check, parameters, place)
     _check_place(check, place)
     if check == "no_leakage":
@@ -345,6 +191,8 @@ def _check_parameters(check: Check, parameters: Mapping[str, Any], place: Place)
         raise ConfigError(f"{place}: the rule {check} needs the parameter '{missing[0]}'.")
     if check == "length" and not parameters:
         raise ConfigError(f"{place}: the rule length needs min, max or both.")
+    if listed := next((name for name in ("held_out", "seen", "split") if not isinstance(parameters.get(name, ""), str)), None):
+        raise ConfigError(f"{place}: {listed} must be the name of one split; found {parameters[listed]!r:.60}. Write a rule for each.")
     if check == "no_leakage" and parameters["match"] not in MATCHES:
         raise ConfigError(f"{place}: the rule no_leakage has no match '{parameters['match']}'. Allowed: {', '.join(MATCHES)}.")
     check_counts({name: value for name, value in parameters.items() if name in ("min", "max")}, place)
@@ -381,8 +229,10 @@ def _check_side(parameters: Mapping[str, Any], place: Place) -> None:
         raise ConfigError(f"{place}: held_out is {TITLES}, but nothing is measured with the titles of documents; they can be seen only.")
     if held_out == seen:
         raise ConfigError(f"{place}: held_out and seen are both {seen}; a query always equals itself. Name two splits.")
-    if place.table == "unlabelled" and "unlabelled" not in (held_out, seen):
+    if place.table == UNLABELLED and UNLABELLED not in (held_out, seen):
         raise ConfigError(f"{place}: a rule of {held_out} and {seen} belongs under the table queries.")
+    if place.table != UNLABELLED and {held_out, seen} == {UNLABELLED, TITLES}:
+        raise ConfigError(f"{place}: a rule of {held_out} and {seen} belongs under the table {UNLABELLED}.")
 
 
 def _given(quality: DataQuality) -> dict[str, Any]:
@@ -409,7 +259,7 @@ def _bounds(quality: DataQuality, place: Place) -> dict[str, Any]:
 def _columns(arguments: Mapping[str, Any], place: Place) -> list[str]:
     columns = arguments.get("properties")
     known = TABLES[place.table]
-    if not isinstance(columns, list) or len(columns) < 2 or not set(columns) <= set(known):
+    if set(arguments) != {"properties"} or not isinstance(columns, list) or len(columns) < 2 or any(name not in known for name in columns):
         raise ConfigError(f"{place}: duplicateValues needs 'arguments: {{properties: [...]}}' with two or more of: {', '.join(known)}.")
     return [str(column) for column in columns]
 
@@ -427,9 +277,15 @@ def regular_expression(pattern: Any, place: Place) -> str:
 
     Python's $ also stands before a line break at the end, so that an id ending in one would pass.
     """
+    if not isinstance(pattern, str):
+        raise ConfigError(f"{place}: a pattern is a text in quotes; found {pattern!r:.60}.")
+    if found := _POSIX.search(pattern):
+        raise ConfigError(
+            f"{place}: '{pattern}' holds {found[0]}, which Python's expressions do not know. Write its letters out, as [a-z]."
+        )
     try:
-        compiled = re.compile(str(pattern))
-    except re.error as error:
+        compiled = re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
         raise ConfigError(f"{place}: '{pattern}' is not a regular expression ({error}).") from None
     if compiled.flags & re.MULTILINE:
         return compiled.pattern
@@ -453,7 +309,11 @@ def contracts_folder(configured: str) -> Path:
 
 def contracts_digest(folder: Path) -> str:
     """sha256 over the contracts' files by name and content; a part of the key under which a validation is cached."""
-    return digest_of({path.name: file_sha256(path) for path in _files(folder)})
+    files = _files(folder)
+    try:
+        return digest_of({path.name: file_sha256(path) for path in files})
+    except OSError as error:
+        raise ConfigError(f"{error.filename} cannot be read: {error.strerror}. Put a contract in its place, or remove it.") from None
 
 
 def load_contracts(folder: Path) -> list[Contract]:
@@ -469,7 +329,10 @@ def load_contracts(folder: Path) -> list[Contract]:
 
 
 def _files(folder: Path) -> list[Path]:
-    files = sorted(path for pattern in ("*.yaml", "*.yml") for path in folder.glob(pattern))
+    try:
+        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".yaml", ".yml") and not path.name.startswith("."))
+    except OSError:
+        files = []
     if not files:
         raise ConfigError(f"No contracts (*.yaml) in {folder}. Give a folder with contracts for {', '.join(REQUIRED_TABLES)}.")
     return files
@@ -492,10 +355,13 @@ def _parse(path: Path) -> OpenDataContractStandard:
     from pydantic import ValidationError
 
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # A second `quality` of a column would take the place of the first, whose rules nobody would check.
+        raw = settings.strict_yaml(path.read_text(encoding="utf-8"), merging=True)
         contract = OpenDataContractStandard.model_validate(raw)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}. Put a contract in its place, or remove it.") from None
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"
@@ -542,10 +408,13 @@ def _column_rules(column: SchemaProperty, place: Place) -> list[Rule]:
         rules.append(place.derived("not_null", "required"))
     if column.unique:
         rules.append(place.derived("unique", "unique"))
-    if column.enum:
+    if column.enum is not None:
         rules.append(place.derived("allowed_values", "allowed_values", values=[entry.value for entry in column.enum]))
     rules += _option_rules(column.logicalTypeOptions or {}, place)
-    rules += [place.derived("references", "references", to=_target(relation.to, place)) for relation in column.relationships or []]
+    for relation in column.relationships or []:
+        if relation.type not in (None, "foreignKey") or relation.from_ is not None:
+            raise ConfigError(f"{place}: a relationship is a foreignKey that starts from its own column; give 'to: table.column' alone.")
+        rules.append(place.derived("references", "references", to=_target(relation.to, place)))
     return rules + [quality_rule(quality, place) for quality in column.quality or []]
 
 

@@ -15,9 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.data.contracts import Contract, cannot_check, forget_texts, with_helper_columns
+from components.data.contracts import Contract
 from components.data.dataset import Dataset
-from components.data.validation import compile_suite
+from components.data.validation import cannot_check, compile_suite, forget_texts, with_helper_columns
 from components.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -203,6 +203,8 @@ def _splits(folder: Path) -> dict[str, tuple[Path, ...]]:
     for path in _entries(folder):
         stem = _stem(path, QRELS_SUFFIXES) or (path.name if path.is_dir() and any(_stem(p, QRELS_SUFFIXES) for p in path.iterdir()) else "")
         if stem:
+            if path.is_dir():
+                _require_shards_of(path)
             shard = _SHARD.fullmatch(stem)
             origin = f"{shard['name']}{path.name[len(stem) :]}" if shard else path.name
             groups.setdefault(split_of(stem), {}).setdefault(origin, []).append(path)
@@ -214,6 +216,16 @@ def _splits(folder: Path) -> dict[str, tuple[Path, ...]]:
     for paths in found.values():
         _require_all_shards(paths, QRELS_SUFFIXES)
     return {split: tuple(file for path in paths for file in _files(path, QRELS_SUFFIXES)) for split, paths in found.items()}
+
+
+def _require_shards_of(folder: Path) -> None:
+    """Raises DataError for a folder of judgements whose files bear the names of other splits: they would be one split of its own name."""
+    own, inside = split_of(folder.name), {split_of(_stem(path, QRELS_SUFFIXES)) for path in _entries(folder)}
+    if other := sorted((inside & {"train", "dev", "test"}) - {own}):
+        raise DataError(
+            f"{folder} holds files that are named as the split {other[0]}, and would be read as shards of the split '{own}'. Put them into "
+            f"{folder.parent}, or give the folder the name of its split."
+        )
 
 
 def split_of(stem: str) -> str:
@@ -242,6 +254,7 @@ def _unread(folder: Path, place: str, read: Sequence[Path]) -> dict[str, str]:
     known = {*read, *(parent for path in read for parent in path.parents)}
     places = [folder, folder / place]
     found = [path for where in places for path in _entries(where) if path not in known]
+    found += [path for where in places for path in sorted(where.glob("_*")) if _stem(path, QRELS_SUFFIXES)]
     return {printable(path.relative_to(folder)): _reason(path, folder, place) for path in found}
 
 
@@ -253,6 +266,8 @@ def printable(path: Path) -> str:
 def _reason(path: Path, folder: Path, place: str) -> str:
     if path.is_symlink() and not path.exists():
         return "a link to a file that is not there"
+    if path.name.startswith("_"):
+        return "a name that begins with _ is taken for the mark of a writer, such as _SUCCESS"
     if path.parent != folder:
         return f"a split is a file that ends in {', '.join(QRELS_SUFFIXES)}"
     if path.name in QRELS_FOLDERS:

@@ -1,12 +1,19 @@
-"""Validate a dataset against its contracts: compile their rules to suites, run them, and stop a flow that must not train on it."""
+"""Validate a dataset against its contracts: compile their rules to suites, run them, and stop a flow that must not train on it.
+
+A rule that looks at more than one table works on a column that is computed for it. Each holds, under the rule's name, an explanation in the
+rows that break the rule and nothing in all others (for `judged_queries`: the ids that count). So the suite itself only checks single
+columns, which stays fast for millions of rows.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 from threading import Thread
@@ -18,19 +25,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from components.artifacts import Artifact, DatasetArtifact, Scalar, file_sha256, read_versioned, seal, write_atomic, write_json
-from components.data.contracts import (
-    Check,
-    Contract,
-    Rule,
-    as_checked,
-    cannot_check,
-    forget_texts,
-    helper_column_name,
-    helper_columns,
-    load_contracts,
-    table_of,
-)
-from components.data.dataset import Dataset, load_dataset
+from components.data.contracts import FURTHER, TITLES, UNLABELLED, Check, Contract, Rule, load_contracts
+from components.data.dataset import NAMED_SPLITS, Dataset, are_among, load_dataset, may_read_as, normalise_text
 from components.data.left_out import read_left_out
 from components.data.validation_report import (
     SCHEMA_VERSION,
@@ -44,7 +40,7 @@ from components.data.validation_report import (
 )
 from components.data.values import on_one_line
 from components.errors import ArtifactError, DataError
-from components.text import VISIBLE
+from components.text import INVISIBLE, VISIBLE
 
 if TYPE_CHECKING:
     from great_expectations import ExpectationSuite
@@ -59,6 +55,8 @@ _PHYSICAL_TYPES = {
     "number": ["int64", "float64", "Int64Dtype", "Float64Dtype"],
     "boolean": ["bool", "BooleanDtype"],
 }
+_DIGITS = re.compile(r"0*([0-9]+)(?:\.0+)?")
+_UNSEEN = re.compile(f"[{INVISIBLE}]")
 _SEVERITIES = {"error": "critical", "warning": "warning"}
 
 
@@ -108,6 +106,160 @@ _COMPILERS: dict[Check, Callable[[Rule], tuple[str, dict[str, Any]]]] = {
     "no_leakage": lambda rule: ("ExpectColumnValuesToBeNull", _helper(rule)),
     "judged_queries": lambda rule: ("ExpectColumnUniqueValueCountToBeBetween", {**_helper(rule), **_bounds(rule)}),
 }
+
+
+# --- Columns computed before a suite runs, for rules that look at more than one table.
+
+
+# Several rules compare the same queries; forget_texts() lets go of them.
+_normalised = lru_cache(maxsize=2_000_000)(normalise_text)
+
+
+def table_of(dataset: Dataset, name: str) -> pd.DataFrame:
+    """One of the dataset's tables by the name contracts use."""
+    tables = {
+        "documents": dataset.documents,
+        "queries": dataset.queries,
+        "judgements": dataset.all_judgements,
+        UNLABELLED: dataset.unlabelled,
+    }
+    return tables[name]
+
+
+def helper_column_name(rule: Rule) -> str:
+    """Name of the helper column of `rule`; no table has a column of such a name."""
+    return f"rule {rule.name}"
+
+
+def with_helper_columns(dataset: Dataset, table: str, rules: tuple[Rule, ...]) -> pd.DataFrame:
+    """The table with a helper column for each rule that needs one; text columns as Python strings."""
+    return as_checked(table_of(dataset, table)).assign(**helper_columns(dataset, rules))
+
+
+def helper_columns(dataset: Dataset, rules: Iterable[Rule]) -> dict[str, pd.Series]:
+    """The helper column of each rule that needs one, by its name, with the index of the rule's table."""
+    makers = {"references": _missing_targets, "no_leakage": _leaks, "judged_queries": _judged}
+    return {helper_column_name(rule): makers[rule.check](dataset, rule) for rule in rules if rule.check in makers}
+
+
+def as_checked(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows of a table with text columns as Python strings, which are what the suites' expectations of types know."""
+    return frame.astype({name: object for name in frame.columns if name != "score"})
+
+
+def forget_texts() -> None:
+    """Free the normalised texts that were kept from one rule to the next."""
+    _normalised.cache_clear()
+
+
+def cannot_check(dataset: Dataset, rule: Rule) -> str:
+    """Why a rule about splits would pass without having looked at anything: a split that the data does not have; else empty.
+
+    A pattern such as test_*, or `further_splits`, may match nothing: they speak of splits that there may be.
+    """
+    named = [str(rule.parameters[side]) for side in ("held_out", "seen")] if rule.check == "no_leakage" else []
+    for split in named:
+        if split not in (UNLABELLED, TITLES, FURTHER) and not any(mark in split for mark in "*?[") and split not in dataset.splits:
+            return f"no judgement is of the split '{split}'; the data has {', '.join(dataset.splits) or 'no splits'}"
+    return ""
+
+
+def _missing_targets(dataset: Dataset, rule: Rule) -> pd.Series:
+    table, column = str(rule.parameters["to"]).split(".")
+    targets, rows = table_of(dataset, table)[column], table_of(dataset, rule.table)[str(rule.column)]
+    explained = pd.Series(None, index=rows.index, dtype=object)
+    missing = rows.notna().to_numpy() & ~are_among(rows, targets)
+    if missing.any():
+        known = targets.dropna().tolist()
+        alike = {_seen(target): target for target in known}
+        numbers = {number: target for target in known if (number := _as_number(target))}
+        lost = rows[missing].tolist()
+        explained[missing] = [f"there is no {column} '{on_one_line(value)}'{_near(value, alike, numbers)}" for value in lost]
+    return explained
+
+
+def _seen(identifier: str) -> str:
+    """What a reader sees of an id: without white space at its ends and letters without a form, in one of Unicode's forms."""
+    visible = identifier if identifier.isascii() else unicodedata.normalize("NFKC", _UNSEEN.sub("", identifier))
+    return visible.strip()
+
+
+def _as_number(identifier: str) -> str:
+    """What a spreadsheet or pandas makes of an id of digits, such as 7 of 007 and of 7.0; empty for any other."""
+    found = _DIGITS.fullmatch(_seen(identifier))
+    return found[1] if found else ""
+
+
+def _near(value: str, alike: Mapping[str, str], numbers: Mapping[str, str]) -> str:
+    """A hint where there is an id that looks the same: other white space at its ends, invisible letters, another of Unicode's forms.
+
+    Or one that is the same number.
+    """
+    near = alike.get(_seen(value))
+    if near is None:
+        same = numbers.get(_as_number(value))
+        written = "they are one number, written otherwise; ids are compared as they stand"
+        return "" if same is None else f", but there is '{on_one_line(same)}': {written}"
+    if near.strip() == value.strip():
+        return f", but there is '{on_one_line(near)}': they differ in white space at an end"
+    return f", but there is {near!a} where this is {value!a}: they look the same and are other characters"
+
+
+def _leaks(dataset: Dataset, rule: Rule) -> pd.Series:
+    """For each query of the held-out side whose text also stands on the seen side: the id it stands under there."""
+    held_out, seen = str(rule.parameters["held_out"]), str(rule.parameters["seen"])
+    normalised = rule.parameters["match"] == "normalised"
+    sides = (_queries_of(dataset, held_out), _queries_of(dataset, seen))
+    # The offending rows are those of the rule's own table; the contract's reader refuses a rule whose table is on neither side.
+    of_seen = (held_out == UNLABELLED) != (rule.table == UNLABELLED)
+    rows, others = (sides[1], sides[0]) if of_seen else sides
+    # The queries of a split are few, titles and train queries may be millions: only what may equal one of the few is normalised.
+    few = min(sides, key=len)["text"].tolist()
+    wanted = {key for text in few if (key := _key(text, normalised))}
+    twins = _keys_among(wanted, others["text"], normalised)
+    known = dict(zip(twins.values(), others["query_id"].iloc[list(twins)].tolist(), strict=True))
+    where = held_out if of_seen else seen
+    explained: list[str | None] = [None] * len(rows)
+    for place, key in _keys_among(wanted, rows["text"], normalised).items():
+        explained[place] = f"same text as {known[key]} in {where}" if key in known else None
+    return pd.Series(explained, index=rows.index, dtype=object).reindex(table_of(dataset, rule.table).index)
+
+
+def _keys_among(wanted: set[str], texts: pd.Series, normalised: bool) -> dict[int, str]:
+    """The key of each text whose key is one of `wanted`, by its place."""
+    places = np.flatnonzero(may_read_as(texts, wanted) if normalised else texts.isin(wanted)).tolist()
+    keys = (_key(text, normalised) for text in texts.iloc[places].tolist())
+    return {place: key for place, key in zip(places, keys, strict=True) if key in wanted}
+
+
+def _queries_of(dataset: Dataset, split: str) -> pd.DataFrame:
+    """Rows of the queries judged in the splits that match `split` (or are further ones), of the unlabelled queries, or of the titles.
+
+    The index is that of their table.
+    """
+    if split == UNLABELLED:
+        return dataset.unlabelled
+    if split == TITLES:
+        return dataset.documents[["doc_id", "title"]].set_axis(["query_id", "text"], axis=1)
+    judgements = dataset.all_judgements
+    names = [str(name) for name in judgements["split"].unique()]
+    matching = {name for name in names if (name not in NAMED_SPLITS if split == FURTHER else fnmatchcase(name, split))}
+    ids = set(judgements.loc[judgements["split"].isin(matching), "query_id"].tolist())
+    return dataset.queries.loc[[query in ids for query in dataset.queries["query_id"].tolist()]]
+
+
+def _key(text: object, normalised: bool) -> str:
+    """What is compared; empty for a text that cannot leak, such as one of punctuation alone once it is normalised."""
+    if not isinstance(text, str):
+        return ""
+    return _normalised(text) if normalised else text
+
+
+def _judged(dataset: Dataset, rule: Rule) -> pd.Series:
+    """The query's id in the rows that judge a document as relevant in the rule's split."""
+    judgements = dataset.all_judgements
+    counts = (judgements["split"] == rule.parameters["split"]) & (judgements["score"] > 0)
+    return judgements["query_id"].astype(object).where(counts, None)
 
 
 # --- Validate a dataset against its contracts: run the suites, write the report, and stop a flow that must not train on it.

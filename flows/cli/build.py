@@ -125,7 +125,9 @@ def _demo_adopt(options: argparse.Namespace) -> None:
     from flows.refresh_query import QueryRefreshConfig
     from flows.servers import run_flow
 
-    options.preset, options.name = options.preset or "adopt", options.name or "adopted"
+    options.preset = options.preset or "adopt"
+    if not any(entry.startswith("name=") for entry in options.set):
+        options.name = options.name or "adopted"
     config = read_config(options)
     with only_result_on_stdout(options):
         print(f"Demo: the vectors of {config.data.source} by all-minilm-l6-v2 are the index that exists.", flush=True)
@@ -375,6 +377,8 @@ def study(options: argparse.Namespace) -> None:
     name = require_study(options.study)
     config = read_settings(options, StudySettings)
     cells = tuple(cell.strip() for cell in (options.cells or "").split(",") if cell.strip())
+    if options.cells is not None and not cells:
+        raise ConfigError(f"--cells '{options.cells}' names no cell, and all of them would run. Name some, or leave the option out.")
     source_digest(config.data)  # a missing folder is said at once, before any server starts
     require_space()
     from flows.servers import run_flow

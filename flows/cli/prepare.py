@@ -9,10 +9,12 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from types import NoneType
+from typing import TYPE_CHECKING, Any
 
 from components.errors import ConfigError
 from components.gates.config import PolicyConfig
+from components.settings import kinds_of, strict_yaml
 from components.text import as_json
 from components.towers.config import WITHOUT_WEIGHTS
 from flows.cli.output import only_result_on_stdout, retriever_name, show
@@ -416,7 +418,11 @@ def read_settings(options: argparse.Namespace, model: type[Settings]) -> Setting
 def read_layers(options: argparse.Namespace) -> list[Layer]:
     """What the command line lays over the defaults, the one that wins last: preset, file, policy, single settings."""
     given = {"name": options.name, "data.source": options.data, "data.max_documents": options.max_documents}
-    single = {**parsed_settings(options), **{field: value for field, value in given.items() if value is not None}}
+    single = parsed_settings(options)
+    for setting, value in given.items():
+        if value is not None and single.setdefault(setting, value) != value:
+            option = f"--{setting.removeprefix('data.').replace('source', 'data').replace('_', '-')}"
+            raise ConfigError(f"{option} {value} and --set {setting}={single[setting]} contradict each other. Leave one of them out.")
     policy = policy_settings(options)
     layers = layers_of(options.preset, options.config)
     if policy:  # it stands alone: no floor of a preset's policy may stay beside its own
@@ -440,31 +446,42 @@ def policy_settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def parsed_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """The settings given with --set, by their dotted names."""
+    """The settings given with --set, by their dotted names; raises ConfigError for what is no value of a setting."""
     settings: dict[str, Any] = {}
     for entry in options.set:
         field, equals, value = entry.partition("=")
         if not equals or not field:
             raise ConfigError(f"--set expects FIELD=VALUE, such as towers.steps=200, not '{entry}'.")
-        settings[field] = _parsed(value)
-        if not isinstance(settings[field], str | list | dict | None) and _is_text(RetrainConfig, field):
-            settings[field] = value  # a tag such as 1.0, a prompt such as yes, a day: words, where words are asked for
+        settings[field] = _parsed(field, value)
     return settings
 
 
-def _is_text(model: Any, name: str) -> bool:
-    """Whether the field of this dotted name takes text and no number."""
+_NOTHING = ("", "~", "null", "Null", "NULL")
+
+
+def _parsed(field: str, value: str) -> Any:
+    """What stands behind --set FIELD=: words where the setting takes text (1.0, yes, a day, 'query: '), else what YAML makes of it."""
+    import yaml
+
+    kinds = _kinds(RetrainConfig, field)
+    text = str in kinds and not kinds & {int, float, bool}
+    if not value.strip() and kinds and (not text or NoneType in kinds):
+        raise ConfigError(f"--set {field}= gives no value; is a variable unset? Write null for none, or leave the option out.")
+    if text and value.strip() not in _NOTHING and not value.startswith(("'", '"')):
+        return value
+    try:
+        return strict_yaml(value)
+    except yaml.YAMLError as error:
+        if text:
+            return value
+        problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        raise ConfigError(f"--set {field}: '{value:.60}' is no value that YAML can read: {problem}.") from None
+
+
+def _kinds(model: Any, name: str) -> frozenset[Any]:
+    """The types of the field of this dotted name; none for a name that is not known."""
     section, _, rest = name.partition(".")
     field = getattr(model, "model_fields", {}).get(section)
     if field is None:
-        return False
-    return _is_text(field.annotation, rest) if rest else {field.annotation, *get_args(field.annotation)} & {str, int, float, bool} == {str}
-
-
-def _parsed(value: str) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError:
-        return value
+        return frozenset()
+    return _kinds(field.annotation, rest) if rest else kinds_of(field.annotation)

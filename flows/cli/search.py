@@ -81,9 +81,14 @@ def run(options: argparse.Namespace) -> None:
     if queries["query_id"].duplicated().any():
         first = queries["query_id"][queries["query_id"].duplicated()].iloc[0]
         raise DataError(f"{options.queries}: the query id '{first}' stands there twice. Ids must be unique in a run.")
+    if unwritable := [query for query in queries["query_id"] if query.split() != [query]]:
+        raise DataError(
+            f"{options.queries}: the query id '{one_line(unwritable[0])}' is empty or holds white space, by which a run file tells its "
+            f"columns apart ({len(unwritable)} such ids). Rename it."
+        )
     if blank := [query for query, text in zip(queries["query_id"], queries["text"], strict=True) if is_blank(text)]:
         raise DataError(
-            f"{options.queries}: {len(blank)} queries are blank, the first is '{blank[0]}'. Remove them, or write what they ask."
+            f"{options.queries}: {len(blank)} of the queries are blank, first '{blank[0]}'. Remove them, or write what they ask."
         )
     opened = open_release(retriever_name(options), options.release)
     started = time.monotonic()

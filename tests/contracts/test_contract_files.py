@@ -183,6 +183,70 @@ def test_a_leakage_rule_about_no_row_of_its_table_is_refused(folder: Path) -> No
         load_contracts(folder)
 
 
+UNDER_A_TEXT = "        quality:\n          - name: text.not_blank"
+SIDES = "held_out: dev, seen: titles"
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "message"),
+    [
+        ("documents", UNDER_A_TEXT, f"        quality: []\n{UNDER_A_TEXT}", "the field 'quality' is given twice"),
+        ("documents", "maxLength: 10000}", "maxLength: 010000}", "the number 010000 is not in plain digits"),
+        ("documents", "status: active", "status: active\ncontractCreatedTs: 2026-02-30", "is no timestamp"),
+        ("documents", "schema:", f"description: {'[' * 5000}\nschema:", "nested too deeply"),
+        ("documents", "metric: rowCount", "metric: rowCount\n        unit: percent", "is checked without 'unit'"),
+        ("documents", "metric: rowCount", "metric: rowCount\n        query: SELECT 1", "is checked without 'query'"),
+        ("documents", "{rule: not_blank}", "{rule: not_blank}\n            mustBeLessThan: 5", "without 'mustBeLessThan'"),
+        ("documents", "{pattern: '^\\S*$'}", "{pattern: [a]}", "a pattern is a text in quotes; found ['a']"),
+        ("documents", "^\\S*$", "[[:alpha:]]", "holds [:alpha:], which Python's expressions do not know"),
+        ("documents", "{pattern: '^\\S*$'}", "{pattern: }", "a pattern is a text in quotes; found None"),
+        (
+            "documents",
+            UNDER_A_TEXT,
+            UNDER_A_TEXT.replace(
+                "text.not_blank",
+                "n\n            metric: missingValues\n            mustBe: 0\n            arguments: {missingValues: [N/A]}",
+            )
+            + "\n          - name: text.not_blank",
+            "missingValues takes no arguments here; found missingValues. Words such as N/A are found by invalidValues",
+        ),
+        ("judgements", "[split, query_id, doc_id]", "[[split], query_id]", "with two or more of: query_id, doc_id, score, split"),
+        ("judgements", "split: train, min: 20", "split: [train], min: 20", "split must be the name of one split; found ['train']"),
+        ("judgements", "to: queries.query_id", "to: queries.query_id\n            from: judgements.doc_id", "starts from its own column"),
+        ("queries", SIDES, "held_out: [dev, test], seen: train", "held_out must be the name of one split; found ['dev', 'test']"),
+        ("queries", SIDES, "held_out: unlabelled, seen: titles", "a rule of unlabelled and titles belongs under the table unlabelled"),
+    ],
+)
+def test_what_a_contract_asks_for_and_nobody_would_check_is_refused(name: str, before: str, after: str, message: str, folder: Path) -> None:
+    text = (folder / f"{name}.yaml").read_text()
+    assert before in text
+    (folder / f"{name}.yaml").write_text(text.replace(before, after, 1))
+    with pytest.raises(ConfigError) as caught:
+        load_contracts(folder)
+    assert message in str(caught.value) and f"{name}.yaml" in str(caught.value)
+
+
+def test_fields_of_a_contract_may_be_merged_and_its_file_may_end_in_capitals(folder: Path) -> None:
+    path = folder / "documents.yaml"
+    text = path.read_text().replace("logicalTypeOptions: {maxLength: 10000}", "logicalTypeOptions: {<<: &most {maxLength: 10000}}")
+    text = text.replace("logicalTypeOptions: {maxLength: 10000000}", "logicalTypeOptions: {<<: *most, maxLength: 500}")
+    path.write_text(text)
+    rules = {rule.name: rule.parameters for contract in load_contracts(folder) for rule in contract.rules if rule.table == "documents"}
+    assert (rules["title.length"], rules["text.length"]) == ({"max": 10000}, {"max": 500})
+    path.rename(folder / "documents.YAML")
+    (folder / ".#documents.yaml").symlink_to("somebody@desk.4711")  # of Emacs, while the file is open there
+    assert len(load_contracts(folder)) == len(load_contracts(OURS))
+
+
+def test_a_contract_that_cannot_be_read_is_named(folder: Path) -> None:
+    (folder / "further.yaml").mkdir()
+    for reading in (load_contracts, contracts_digest):
+        with pytest.raises(ConfigError, match=r"further\.yaml cannot be read: Is a directory"):
+            reading(folder)
+    with pytest.raises(ConfigError, match="No contracts"):
+        load_contracts(folder / "documents.yaml")
+
+
 def test_a_bound_below_zero_is_a_number_like_any_other(folder: Path) -> None:
     contract = yaml.safe_load((folder / "judgements.yaml").read_text())
     contract["schema"][0]["properties"][2]["logicalTypeOptions"] = {"maximum": -1}

@@ -13,7 +13,6 @@ import pytest
 import yaml
 
 from components.artifacts import Artifact, verify
-from components.data import contracts as contracts_module
 from components.data import validation
 from components.data.config import DataConfig
 from components.data.contracts import contracts_folder
@@ -429,7 +428,7 @@ def test_of_documents_without_fault_a_suite_is_shown_one_and_few_titles_are_norm
 
     monkeypatch.setattr(validation, "may_break", noted)
     normalised: list[str] = []
-    monkeypatch.setattr(contracts_module, "_normalised", lru_cache(None)(lambda text: normalised.append(text) or normalise_text(text)))
+    monkeypatch.setattr(validation, "_normalised", lru_cache(None)(lambda text: normalised.append(text) or normalise_text(text)))
     require_valid(check(folder))
     assert shown == [1, 1, 1, 0]  # documents, judgements, queries; none are unlabelled
     assert len(normalised) == 140  # queries of dev and test, none of train, and none of 2,080 titles

@@ -90,6 +90,26 @@ def test_every_file_that_is_not_read_is_named_with_the_reason(folder: Path) -> N
     assert "data: qrels/dev2.tsv.bz2 is not read: a split is a file that ends in" in remarks(folder)
 
 
+def test_a_table_whose_name_makes_it_a_mark_is_named(folder: Path) -> None:
+    (folder / "qrels" / "dev.tsv").rename(folder / "qrels" / "_dev.tsv")
+    (folder / "_corpus.jsonl").write_text("")
+    (folder / "_SUCCESS").write_text("")
+    reason = "a name that begins with _ is taken for the mark of a writer, such as _SUCCESS"
+    assert locate(folder).unread == {"_corpus.jsonl": reason, "qrels/_dev.tsv": reason}
+
+
+@pytest.mark.parametrize("name", ["default", "train"])
+def test_a_folder_of_splits_is_no_split_of_its_own(folder: Path, name: str) -> None:
+    """It was read as one further split, and dev was held out of train in the place of its file."""
+    (folder / "qrels" / name).mkdir()
+    (folder / "qrels" / "dev.tsv").rename(folder / "qrels" / name / "validation.tsv")
+    (folder / "qrels" / "train.tsv").rename(folder / "train.old")
+    assert f"qrels/{name} holds files that are named as the split dev, and would be read as shards of the split '{name}'" in refused(folder)
+    (folder / "qrels" / name).rename(folder / "qrels" / "dev")
+    (folder / "train.old").rename(folder / "qrels" / "train.tsv")
+    assert set(locate(folder).qrels) == {"train", "dev", "test"}
+
+
 def test_a_file_that_is_not_read_makes_nothing_anew(folder: Path) -> None:
     before = source_digest(DataConfig(source=str(folder)))
     (folder / "qrels" / "README").write_text("x")

@@ -305,6 +305,13 @@ def test_fields_that_do_not_fit_together_are_refused_in_words(settings: dict[str
         ("towers.query_prompt=yes", "yes"),
         ("policy.version=2026-11-29", "2026-11-29"),
         ("name=2024", "2024"),
+        ("name=2026-02-30", "2026-02-30"),
+        ("towers.query_prompt=query: ", "query: "),
+        ("towers.query_prompt=- a", "- a"),
+        ("towers.query_prompt='query: '", "query: "),
+        ("towers.vectors=/data/set #1", "/data/set #1"),
+        ("towers.companion.base_model=", None),
+        ("data.mix=[a, b]", ["a", "b"]),
         ("towers.steps=5", 5),
         ("distillation.refine_epochs=2", 2),
         ("towers.learning_rate=0.001", 0.001),
@@ -315,6 +322,37 @@ def test_fields_that_do_not_fit_together_are_refused_in_words(settings: dict[str
 )
 def test_words_of_the_command_line_stay_words_where_a_setting_takes_text(entry: str, value: object) -> None:
     assert parsed_settings(Namespace(set=[entry])) == {entry.partition("=")[0]: value}
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ("towers.steps=0100", "the number 0100 is not in plain digits"),
+        ("towers.steps=1:30", "not in plain digits"),
+        ("towers.steps=1_000", "not in plain digits"),
+        ("towers.steps=2026-02-30", "is no timestamp"),
+        ("towers={steps: 5, steps: 6}", "the field 'steps' is given twice"),
+        ("study.seeds=" + "[" * 5000, "nested too deeply"),
+        ("policy.min_power=", "is a variable unset? Write null for none"),
+        ("towers.revision=", "is a variable unset?"),
+        ("data.max_documents= ", "is a variable unset?"),
+    ],
+)
+def test_values_of_the_command_line_that_would_be_read_as_others_are_refused(entry: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parsed_settings(Namespace(set=[entry]))
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["2026-02-30", "!!int x", "!!bool x", "!!timestamp x", "9" * 5000, "[" * 5000])
+def test_values_of_a_file_that_yaml_fails_on_are_refused_with_the_file(text: str, tmp_path: Path) -> None:
+    assert "mine.yaml" in (message := refusal(file=written(tmp_path, f"name: {text}\n"))) and "not valid YAML" in message
+
+
+@pytest.mark.parametrize("field", ["policy.min_power", "policy.margin", "data.seed", "distillation.generated", "towers.learning_rate"])
+@pytest.mark.parametrize("value", [True, False])
+def test_yes_and_no_are_no_numbers(field: str, value: bool) -> None:
+    assert f"{field}: got {value}; allowed: a" in refusal(overrides={field: value})
 
 
 def test_what_a_preset_chose_for_its_base_model_is_told_where_another_one_is_named() -> None:

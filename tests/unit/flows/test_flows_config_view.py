@@ -11,9 +11,13 @@ import pytest
 import yaml
 from mlflow.utils.file_utils import local_file_uri_to_path
 
+from components.errors import ConfigError
+from components.settings import strict_yaml
 from components.towers.trained.published import OWN
 from components.tracking.runs import StepRecord, close_flow_run, open_flow_run, record_step
 from components.tracking.store import client
+from flows.cli.parser import build_parser
+from flows.cli.prepare import read_config
 from flows.config import Layer, RetrainConfig, field_paths, load_config, preset_names
 from flows.config_view import (
     TEACHERS_OWN,
@@ -246,10 +250,37 @@ def test_differences_tell_true_from_one_and_a_missing_field_from_null() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [("a b", "a b"), ("1", '"1"'), ("", '""'), ("null", '"null"'), ("\u202e", '"\\u202e"'), ([1], "[1]"), (None, "null")]
+    ("value", "text"),
+    [
+        ("a b", "a b"),
+        ("2026-02-28", '"2026-02-28"'),
+        ("1", '"1"'),
+        ("", '""'),
+        ("null", '"null"'),
+        ("\u202e", '"\\u202e"'),
+        ([1], "[1]"),
+        (None, "null"),
+    ],
 )
 def test_value_is_shown_as_yaml_would_take_it(value: Any, text: str) -> None:
     assert shown(value) == text and yaml.safe_load(text) == value
+
+
+def test_a_day_that_there_is_not_is_shown_as_the_text_that_it_is() -> None:
+    assert shown("2026-02-30") == '"2026-02-30"'
+    assert strict_yaml(as_yaml(settings_of([Layer("x", {"data": {"source": "2026-02-30"}})]), []))["data"]["source"] == "2026-02-30"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "field"),
+    [("--data", "a", "data.source=b"), ("--name", "one", "name=two"), ("--max-documents", "50", "data.max_documents=60")],
+)
+def test_an_option_and_a_setting_that_contradict_each_other_are_refused(option: str, value: str, field: str) -> None:
+    told = f"{option} {value} and --set {field} contradict each other"
+    with pytest.raises(ConfigError, match=told):
+        read_config(build_parser().parse_args(["config", "show", option, value, "--set", field]))
+    same = f"{field.partition('=')[0]}={value}"
+    assert read_config(build_parser().parse_args(["config", "show", option, value, "--set", same]))
 
 
 def test_schemas_stand_alone() -> None:

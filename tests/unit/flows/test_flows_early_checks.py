@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ from components.artifacts import DatasetArtifact
 from components.data.config import DataConfig
 from components.data.snapshot import snapshot
 from components.errors import ConfigError, DataError, ModelError
+from flows.cli.build import study
+from flows.cli.parser import build_parser
+from flows.cli.search import run
 from flows.config import RetrainConfig, load_config, preset_names
 from flows.retrain import require_usable
-from tests.data_world import write_folder, write_lines
+from tests.data_world import write_folder, write_lines, write_rows
 from tests.flows.cli_world import assert_refused, scalingnote
 
 
@@ -140,3 +144,17 @@ def test_the_demo_of_adopted_vectors_asks_each_flow_for_what_it_takes(home: Path
     monkeypatch.setattr("flows.servers.run_flow", validated)
     assert_refused(scalingnote("demo", "--adopt", "--preset", "demo"), 2, "enough was seen")  # vectors have no companion
     assert asked == ["adopt", "refresh_query_tower"]
+
+
+@pytest.mark.parametrize("query", ["q 1", "", "q\x851"])
+def test_ids_that_no_run_file_can_hold_are_said_before_the_release_is_opened(query: str, tmp_path: Path) -> None:
+    write_rows(tmp_path / "queries.jsonl", [{"_id": "q0", "text": "cough"}, {"_id": query, "text": "cough"}])
+    given = Namespace(queries=tmp_path / "queries.jsonl", output=tmp_path / "o.trec", name=None, release="champion", k=10, json=False)
+    with pytest.raises(DataError, match=r"is empty or holds white space, .* \(1 such ids\)"):
+        run(given)
+
+
+def test_cells_that_name_none_do_not_run_the_whole_study(tmp_path: Path) -> None:
+    given = build_parser().parse_args(["study", "worth", "--cells", " , ", "--data", str(write_folder(tmp_path))])
+    with pytest.raises(ConfigError, match="--cells ' , ' names no cell, and all of them would run"):
+        study(given)
