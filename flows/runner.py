@@ -420,4 +420,5 @@ def _alone(folder: Path) -> Iterator[None]:
         if not settings.locked(handle, wait=False):
             say(f"[{folder.parent.name}] waiting: another run is making this step", WARNING)
             settings.locked(handle)
+        folder.mkdir(exist_ok=True)  # who held the lock may have removed the result
         yield

@@ -289,8 +289,10 @@ def unused(days: int, only: str | None = None) -> dict[Path, float]:
     """Working folders of steps, finished or begun, that no flow has made, gone on with or taken for so many days, the oldest first.
 
     With each the time of its last use. The tables of the data stay, to which audits and `replay` lead back, and so does what each retriever
-    used last of each step. `only`: what no other retriever than this one has used.
+    used last of each step, and all that was used since a flow began that still runs. `only`: what no other retriever has used.
     """
+    from components.tracking.live import first_started
+
     found: dict[Path, float] = {}
     for step in {*_recorded_steps()} - {DATA}:
         records, last = _records(step)[0], dict[str, tuple[tuple[bool, str], str]]()
@@ -300,11 +302,12 @@ def unused(days: int, only: str | None = None) -> dict[Path, float]:
                 last[retriever] = max(last.get(retriever, this), this)
         stays = {key for _, key in last.values()}
         for record in records:
-            folder, users = settings.work_folder() / step / record["key"], {*record["uses"], record["begun"]["retriever"]}
-            if record["key"] not in stays and folder.is_dir() and (only is None or users == {only}):
+            folder, users = settings.work_folder() / step / record["key"], {*record["uses"], record["begun"]["retriever"]} - {""}
+            there = folder.is_dir() and not folder.is_symlink()  # a link was laid by a person, and what it leads to is theirs
+            if record["key"] not in stays and there and (only is None or users == {only}):
                 found[folder] = last_use(folder)
-    now = time.time()
-    return {folder: at for folder, at in sorted(found.items(), key=lambda item: (item[1], item[0])) if now - at > days * 86_400}
+    before = min(time.time() - days * 86_400, first_started())
+    return {folder: at for folder, at in sorted(found.items(), key=lambda item: (item[1], item[0])) if at < before}
 
 
 def last_use(folder: Path) -> float:

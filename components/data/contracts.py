@@ -145,7 +145,8 @@ def _library(quality: DataQuality, place: Place) -> tuple[Check, dict[str, Any]]
         words = " Words such as N/A are found by invalidValues with the pattern '^(?!N/A$)'." if metric == "missingValues" else ""
         raise ConfigError(f"{place}: the metric {metric} takes no arguments here; found {', '.join(quality.arguments)}.{words}")
     if metric == "rowCount":
-        _require_read(quality, ("unit",), "the metric rowCount", place)
+        if quality.unit != "rows":  # the standard's own word for what is counted here
+            _require_read(quality, ("unit",), "the metric rowCount", place)
         return "row_count", _bounds(quality, place)
     if _given(quality) != {"mustBe": 0}:
         raise ConfigError(f"{place}: the metric {metric} is checked as 'mustBe: 0' only; use severity: warning to let violations pass.")
@@ -192,7 +193,8 @@ def _check_parameters(check: Check, parameters: Mapping[str, Any], place: Place)
     if check == "length" and not parameters:
         raise ConfigError(f"{place}: the rule length needs min, max or both.")
     if listed := next((name for name in ("held_out", "seen", "split") if not isinstance(parameters.get(name, ""), str)), None):
-        raise ConfigError(f"{place}: {listed} must be the name of one split; found {parameters[listed]!r:.60}. Write a rule for each.")
+        advice = "Write a rule for each." if isinstance(parameters[listed], list) else "Put it in quotes."
+        raise ConfigError(f"{place}: {listed} must be the name of one split; found {parameters[listed]!r:.60}. {advice}")
     if check == "no_leakage" and parameters["match"] not in MATCHES:
         raise ConfigError(f"{place}: the rule no_leakage has no match '{parameters['match']}'. Allowed: {', '.join(MATCHES)}.")
     check_counts({name: value for name, value in parameters.items() if name in ("min", "max")}, place)

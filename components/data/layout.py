@@ -224,7 +224,7 @@ def _require_shards_of(folder: Path) -> None:
     if other := sorted((inside & {"train", "dev", "test"}) - {own}):
         raise DataError(
             f"{folder} holds files that are named as the split {other[0]}, and would be read as shards of the split '{own}'. Put them into "
-            f"{folder.parent}, or give the folder the name of its split."
+            f"{folder.parent}, or rename them where they are shards of '{own}', as to part-0.tsv."
         )
 
 

@@ -36,6 +36,7 @@ SUMMARY_TOLERANCE = 1e-4  # absolute; a summary may be rounded to four digits, b
 # before is made again in its own way. 1: by residuals, and units that all say the same pass however few; 2: by leaving units out, and few
 # units that all say the same decide nothing, and a teacher is not the downloaded encoder by queries that both find at once or not at all.
 METHOD = 2
+LEFT_OUT_SINCE = 2  # the method from which on spreads are told by leaving units out, and reports say so
 
 
 class AskedPolicy(PolicyConfig):
@@ -223,7 +224,7 @@ def _enough_units(interval: Interval, queries: int, policy: PolicyConfig) -> Int
 
 def spread_of(policy: PolicyConfig) -> Spread:
     """How the spread over units is told, by the method that the policy is asked by."""
-    return "left_out" if method_of(policy) > 1 else "residuals"
+    return "left_out" if method_of(policy) >= LEFT_OUT_SINCE else "residuals"
 
 
 def two_sided(policy: PolicyConfig) -> float:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import math
 import shutil
 import tempfile
 import time
@@ -68,6 +69,15 @@ def was_killed(run_id: str) -> bool:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return bool(handle.read())
     return False
+
+
+def first_started() -> float:
+    """When the flow began that has run longest of those that run now, in seconds since 1970; infinite where none does."""
+    began = [math.inf]
+    for path in _folder().glob("*.json"):
+        with suppress(OSError):
+            began += [] if was_killed(path.stem) else [path.stat().st_mtime]
+    return min(began)
 
 
 @contextmanager

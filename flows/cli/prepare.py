@@ -412,13 +412,13 @@ def read_config(options: argparse.Namespace) -> RetrainConfig:
 
 def read_settings(options: argparse.Namespace, model: type[Settings]) -> Settings:
     """The configuration `model` that the command line names."""
-    return settle(model, read_layers(options))
+    return settle(model, read_layers(options, model))
 
 
-def read_layers(options: argparse.Namespace) -> list[Layer]:
+def read_layers(options: argparse.Namespace, model: type[RetrainConfig] = RetrainConfig) -> list[Layer]:
     """What the command line lays over the defaults, the one that wins last: preset, file, policy, single settings."""
     given = {"name": options.name, "data.source": options.data, "data.max_documents": options.max_documents}
-    single = parsed_settings(options)
+    single = parsed_settings(options, model)
     for setting, value in given.items():
         if value is not None and single.setdefault(setting, value) != value:
             option = f"--{setting.removeprefix('data.').replace('source', 'data').replace('_', '-')}"
@@ -445,25 +445,24 @@ def policy_settings(options: argparse.Namespace) -> dict[str, Any]:
     return {f"policy.{field}": value for field, value in {**PolicyConfig().model_dump(mode="json"), **given}.items()}
 
 
-def parsed_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """The settings given with --set, by their dotted names; raises ConfigError for what is no value of a setting."""
+def parsed_settings(options: argparse.Namespace, model: type[RetrainConfig] = RetrainConfig) -> dict[str, Any]:
+    """The settings of `model` given with --set, by their dotted names; raises ConfigError for what is no value of a setting."""
     settings: dict[str, Any] = {}
     for entry in options.set:
         field, equals, value = entry.partition("=")
         if not equals or not field:
             raise ConfigError(f"--set expects FIELD=VALUE, such as towers.steps=200, not '{entry}'.")
-        settings[field] = _parsed(field, value)
+        settings[field] = _parsed(field, value, _kinds(model, field))
     return settings
 
 
 _NOTHING = ("", "~", "null", "Null", "NULL")
 
 
-def _parsed(field: str, value: str) -> Any:
+def _parsed(field: str, value: str, kinds: frozenset[Any]) -> Any:
     """What stands behind --set FIELD=: words where the setting takes text (1.0, yes, a day, 'query: '), else what YAML makes of it."""
     import yaml
 
-    kinds = _kinds(RetrainConfig, field)
     text = str in kinds and not kinds & {int, float, bool}
     if not value.strip() and kinds and (not text or NoneType in kinds):
         raise ConfigError(f"--set {field}= gives no value; is a variable unset? Write null for none, or leave the option out.")

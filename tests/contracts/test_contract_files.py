@@ -213,6 +213,7 @@ SIDES = "held_out: dev, seen: titles"
         ("judgements", "[split, query_id, doc_id]", "[[split], query_id]", "with two or more of: query_id, doc_id, score, split"),
         ("judgements", "split: train, min: 20", "split: [train], min: 20", "split must be the name of one split; found ['train']"),
         ("judgements", "to: queries.query_id", "to: queries.query_id\n            from: judgements.doc_id", "starts from its own column"),
+        ("queries", SIDES, "held_out: 2024, seen: train", "held_out must be the name of one split; found 2024. Put it in quotes."),
         ("queries", SIDES, "held_out: [dev, test], seen: train", "held_out must be the name of one split; found ['dev', 'test']"),
         ("queries", SIDES, "held_out: unlabelled, seen: titles", "a rule of unlabelled and titles belongs under the table unlabelled"),
     ],
@@ -236,6 +237,12 @@ def test_fields_of_a_contract_may_be_merged_and_its_file_may_end_in_capitals(fol
     path.rename(folder / "documents.YAML")
     (folder / ".#documents.yaml").symlink_to("somebody@desk.4711")  # of Emacs, while the file is open there
     assert len(load_contracts(folder)) == len(load_contracts(OURS))
+
+
+def test_rows_may_be_named_as_the_unit_of_a_number_of_rows(folder: Path) -> None:
+    path = folder / "documents.yaml"
+    path.write_text(path.read_text().replace("metric: rowCount", "metric: rowCount\n        unit: rows", 1))
+    assert load_contracts(folder)
 
 
 def test_a_contract_that_cannot_be_read_is_named(folder: Path) -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from components.errors import ConfigError
 from flows.cli.prepare import parsed_settings
 from flows.config import PRESETS, RetrainConfig, allowed, field_paths, layers_of, left_by_preset, load_config, preset_names
+from flows.studies.context import StudySettings
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -322,6 +323,11 @@ def test_fields_that_do_not_fit_together_are_refused_in_words(settings: dict[str
 )
 def test_words_of_the_command_line_stay_words_where_a_setting_takes_text(entry: str, value: object) -> None:
     assert parsed_settings(Namespace(set=[entry])) == {entry.partition("=")[0]: value}
+
+
+@pytest.mark.parametrize("words", ["/data/set #1", "@home", "2026"])
+def test_words_of_the_command_line_stay_words_in_settings_of_studies_too(words: str) -> None:
+    assert parsed_settings(Namespace(set=[f"study.foreign_documents={words}"]), StudySettings) == {"study.foreign_documents": words}
 
 
 @pytest.mark.parametrize(

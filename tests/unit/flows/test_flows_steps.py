@@ -20,6 +20,7 @@ from components import settings
 from components.artifacts import Artifact, open_artifact, seal
 from components.code import ROOT, Reached
 from components.errors import ArtifactError, ConfigError, DataError, ResourceError
+from components.tracking.live import marked_as_running
 from components.tracking.store import TrackingError
 from flows import why as reasons
 from flows.cli.main import main
@@ -478,3 +479,32 @@ def test_a_file_that_two_results_hold_is_free_with_the_second(capsys: pytest.Cap
     assert 10**6 < pruned(capsys)["bytes"] < 1.1 * 10**6
     assert main(["prune-work"]) == 0 and "has lain unused for 30 days" in capsys.readouterr().out
     assert main(["prune-work", "--days", "0"]) == 2 and "--days" in capsys.readouterr().err
+
+
+def test_what_a_flow_has_used_that_still_runs_and_folders_behind_links_stay(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    before, taken, linked, last = (step(config={"steps": number}) for number in (1, 2, 3, 4))
+    for one, days in ((before, 9), (taken, 5), (linked, 9), (last, 9)):
+        make(one)
+        aged(one, days)
+    linked.folder.rename(tmp_path / "elsewhere")
+    linked.folder.symlink_to(tmp_path / "elsewhere")
+    with marked_as_running("long", {}) as closed:
+        begun = time.time() - 86_400 * 6
+        os.utime(settings.work_folder() / "running" / "long.json", (begun, begun))
+        assert [each["key"] for each in pruned(capsys, "--days", "1")["removed"]] == [before.folder.name]
+        closed()
+    assert [each["key"] for each in pruned(capsys, "--days", "1")["removed"]] == [taken.folder.name]
+    assert linked.folder.is_dir()
+
+
+def test_a_result_that_is_removed_while_a_flow_waits_for_it_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = step(config={"steps": 1})
+    make(one)
+
+    def locked(_: object, wait: bool = True) -> bool:
+        if wait:
+            shutil.rmtree(one.folder)
+        return wait
+
+    monkeypatch.setattr(settings, "locked", locked)
+    assert not make(one).cached and one.folder.is_dir()

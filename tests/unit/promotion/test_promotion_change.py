@@ -11,11 +11,14 @@ import pytest
 from components.artifacts import open_artifact
 from components.errors import ArtifactError, PromotionError
 from components.evaluation.report import UnitsSummary, load_evaluation
+from components.gates.decide import decide
+from components.gates.decision import GateInputs
+from components.gates.measures import METHOD
 from components.promotion.approval import approve
 from components.promotion.promote import Change, promote, resolve, rollback
 from components.release.champion import servable_release, settled_release
 from components.release.manifest import EVALUATION_FOLDER, ReleaseManifest
-from tests.unit.promotion_world import GOOD, NAME, Killed, MemoryTracking, World, rewrite
+from tests.unit.promotion_world import FACTS, GOOD, NAME, POLICY, Killed, MemoryTracking, World, rewrite
 
 RELEASE = f"{NAME}-release"
 BAD = {**GOOD, "student": 0.5}
@@ -184,6 +187,21 @@ def test_a_decision_is_not_passed_off_as_one_of_before_whose_arithmetic_let_more
     approve(NAME, number, "Mallory")
     with pytest.raises(PromotionError, match="made by the method 1, and its evaluation was written by a later version"):
         promote(NAME, no_smoke)
+
+
+def test_a_decision_of_today_holds_when_a_later_version_has_another_method(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    number, folder = world.candidate(), world.root / "1" / "candidate"
+    report = load_evaluation(folder / EVALUATION_FOLDER)
+    units = UnitsSummary(rule="each", units=40, largest=1, words="each", spread="left_out")
+    today = replace(report, summary=report.summary.model_copy(update={"units": units}))
+    decided = decide(GateInputs(today, facts=FACTS), POLICY)
+    rewrite(folder, lambda content: content.update(decision=decided.model_dump(mode="json")))
+    world.tracking.models[f"{NAME}-candidate"][0].tags["scalingnote.digest"] = open_artifact(folder).digest
+    monkeypatch.setattr("components.evaluation.report.load_evaluation", lambda _: today)
+    for module in ("gates.decide", "gates.measures", "promotion.verification"):
+        monkeypatch.setattr(f"components.{module}.METHOD", METHOD + 1, raising=False)
+    approve(NAME, number, "Ada")
+    assert promote(NAME, no_smoke).to_version == 1
 
 
 def test_newest_approval_wins_and_older_ones_are_passed_over(world: World) -> None:
