@@ -393,12 +393,7 @@ def published_contracts(base: BaseModel, config: TowerConfig) -> dict[Role, Enco
         own["append_eos"] = False  # its tokenizer ends texts as the model was trained, or not at all
     else:
         _check_pooling(base.name, tokenizer, config)
-    contracts: dict[Role, EncodingContract] = {
-        role: draft_contract(base, tokenizer, width, config, role).model_copy(update=own) for role in ROLES
-    }
-    for contract in contracts.values():
-        require_room(tokenizer, contract)
-    return contracts
+    return {role: draft_contract(base, tokenizer, width, config, role).model_copy(update=own) for role in ROLES}
 
 
 def require_own_direction(base: BaseModel, attention: str) -> None:
@@ -446,8 +441,6 @@ class TwoTowers:
         _check_pooling(base.name, self.tokenizer, config)
         from_main(lambda: self._check_states(decoder, base.name, config))  # the others may hold no numbers to look at
         self.contracts = {role: draft_contract(base, self.tokenizer, self.width, config, role) for role in ROLES}
-        for contract in self.contracts.values():
-            require_room(self.tokenizer, contract)
         # oneDNN keeps about 1.2 MB for every number of rows that a bfloat16 map meets, and a third of it for ever.
         self.even = even_shapes(precision) and (position_limit(decoder) or 32) % 32 == 0
         self._whole = {role: contract.model_copy(update={"dimension": self.width}) for role, contract in self.contracts.items()}

@@ -665,16 +665,13 @@ def test_a_teacher_that_takes_no_adapters_is_refused_before_anything_else_is_mad
 LONG = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: "
 
 
-def test_a_prompt_that_leaves_no_place_for_a_text_is_refused_before_and_in_the_training(tmp_path: Path, home: Path) -> None:
+def test_a_prompt_that_leaves_no_place_for_a_text_is_refused_before_the_training(tmp_path: Path, home: Path) -> None:
     name = written(TEACHERS["qwen3"], tmp_path / "model")
     said = r"towers.query_prompt takes \d+ tokens of .*max_query_length leaves 15"
-    with pytest.raises(ModelError, match=said):
-        towers_on(name, query_prompt=LONG)
     given = {"base_model": name, "query_prompt": LONG, "max_query_length": 16, "max_document_length": 24}
-    with pytest.raises(ModelError, match=said):
-        check_before_towers(asked(name), TowerConfig(**given))
-    with pytest.raises(ModelError, match=said):
-        published_contracts(resolve_base(name), TowerConfig(**given, training="none"))
+    for training in ("lora", "full", "none"):
+        with pytest.raises(ModelError, match=said):
+            check_before_towers(asked(name), TowerConfig(**given, training=training))
     for student in (name, "teacher"):
         with pytest.raises(ModelError, match=r"distillation.query_prompt takes \d+ tokens .*distillation.max_query_length"):
             check_before_towers(asked(student, query_prompt=LONG), TowerConfig(base_model=name, max_document_length=24))
