@@ -47,7 +47,7 @@ from components.towers.tokens import (
     require_room,
     token_ids,
 )
-from components.towers.trained.published import asked_attention, head_digest, read_published
+from components.towers.trained.published import asked_attention, head_digest, is_published, read_published
 from components.towers.transformer import (
     LowerStates,
     check_attention,
@@ -349,8 +349,10 @@ def check_teacher(base: BaseModel, config: TowerConfig, hollow: Any) -> None:
         tokenizer = tokenizer_of(base)
     except base.faults as error:
         raise ModelError(f"The model '{base.name}' cannot be loaded: {why_unloadable(error)}") from None
+    # Behind a text of a published model stands what its own tokenizer puts there.
+    own = {"append_eos": False} if config.training == "none" and is_published(base) else {}
     for role in ROLES:
-        require_room(tokenizer, draft_contract(base, tokenizer, state_width(hollow.config), config, role))
+        require_room(tokenizer, draft_contract(base, tokenizer, state_width(hollow.config), config, role).model_copy(update=own))
 
 
 def draft_contract(base: BaseModel, tokenizer: Any, width: int, config: TowerConfig, role: Role) -> EncodingContract:
