@@ -162,13 +162,6 @@ def kinds_of_tokens(tokenizer: Any) -> bool:
     return "token_type_ids" in tokenizer.model_input_names and any(tokenizer("a")["token_type_ids"])
 
 
-def require_room(tokenizer: Any, contract: EncodingContract) -> None:
-    """`require_words` for a tower's contract."""
-    of = contract.role
-    settings = f"towers.{of}_prompt", f"towers.max_{of}_length"
-    require_words(tokenizer, contract.base_model, contract.prompt, contract.max_length, settings, contract.append_eos)
-
-
 def require_words(tokenizer: Any, name: str, prompt: str, longest: int, settings: tuple[str, str], append_eos: bool = False) -> None:
     """Raise ModelError where a prompt leaves no place for a word of a text of `longest` tokens: all texts would have one vector.
 

@@ -23,7 +23,7 @@ from components.towers.base_models import resolve_base
 from components.towers.config import TowerConfig
 from components.towers.contract import save_contract, space_id_of
 from components.towers.encoder import TowerEncoder, load_tower
-from components.towers.tokens import needs_end_token, require_room, token_ids
+from components.towers.tokens import needs_end_token, require_words, token_ids
 from components.towers.train import train_towers
 from components.towers.trained.published import read_published, with_own_settings
 from components.towers.transformer import position_limit
@@ -689,7 +689,7 @@ def test_a_prompt_is_refused_only_where_no_two_texts_differ_behind_it(family: st
             contract = contract_of("query").model_copy(update={"prompt": prompt, "max_length": length, "append_eos": append_eos})
             rows = token_ids(tokenizer, ["a", "b", *TEXTS], contract)
             try:
-                require_room(tokenizer, contract)
+                require_words(tokenizer, "it", prompt, length, ("the prompt", "the length"), append_eos)
             except ModelError:
                 assert all(row == rows[0] for row in rows), (length, append_eos)
             else:
