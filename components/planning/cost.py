@@ -47,7 +47,7 @@ UNITS: Mapping[str, str] = {
     "written_byte": "a byte written and flushed",
 }
 STEPS = (
-    "snapshot_data", "validate_data", "generate_queries", "train_towers", "train_companion", "join_companion", "encode_corpus",
+    "snapshot_data", "validate_data", "generate_queries", "train_companion", "train_towers", "join_companion", "encode_corpus",
     "encode_teacher_queries", "build_index", "distil_query_tower", "evaluate", "register",
 )  # fmt: skip
 PROBES = 64  # texts of `components.towers.contract`, some 12 tokens each with prompt and end token

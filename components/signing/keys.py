@@ -228,11 +228,13 @@ def take_over(following: SigningKey) -> list[Path]:
     folder = settings.keys_folder()
     own, withdrawn = folder / "signing.pem", folder / "withdrawn"
     withdrawn.mkdir(mode=0o700, exist_ok=True)
+    # By what it holds: somebody may have put it there under another name. Read before anything is moved: one that cannot be stops it here.
+    trusted = {public: key_id(_public_key(public))[:16] for public in sorted((folder / "trusted").glob("*.pem"))}
     if own.exists() and (former := SigningKey(own, _private_key(own))).key_id != following.key_id:
         own.replace(withdrawn / f"{former.key_id[:16]}.private.pem")
     former_ids = {kept.name.partition(".")[0] for kept in withdrawn.glob("*.private.pem")} - {following.key_id[:16]}
-    for public in sorted((folder / "trusted").glob("*.pem")):  # by what it holds: somebody may have put it there under another name
-        if (name := key_id(_public_key(public))[:16]) in former_ids:
+    for public, name in trusted.items():
+        if name in former_ids:
             public.replace(withdrawn / f"{name}.pem")
     if following.path.exists():
         following.path.replace(own)  # last: as long as it has the other name, the rotation is not finished

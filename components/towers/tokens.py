@@ -157,33 +157,22 @@ def needs_end_token(tokenizer: Any) -> bool:
     return not ends_by_itself(tokenizer) or tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id
 
 
-def prompt_tokens(tokenizer: Any, prompt: str, append_eos: bool) -> int:
-    """Tokens of a text that has no word of its own: its prompt, and what the tokenizer or the contract puts around it."""
-    row = tokenizer(prompt)["input_ids"]
-    return len(row) + (append_eos and row[-1:] != [tokenizer.eos_token_id])
-
-
 def kinds_of_tokens(tokenizer: Any) -> bool:
     """Whether the tokenizer says of a text's tokens that they are of several kinds (XLNet, Funnel), as others do of pairs alone."""
     return "token_type_ids" in tokenizer.model_input_names and any(tokenizer("a")["token_type_ids"])
 
 
-def require_room(tokenizer: Any, contract: EncodingContract) -> None:
-    """`require_words` for a tower's contract."""
-    of = contract.role
-    settings = f"towers.{of}_prompt", f"towers.max_{of}_length"
-    require_words(tokenizer, contract.base_model, contract.prompt, contract.max_length - contract.append_eos, settings)
-
-
-def require_words(tokenizer: Any, name: str, prompt: str, longest: int, settings: tuple[str, str]) -> None:
+def require_words(tokenizer: Any, name: str, prompt: str, longest: int, settings: tuple[str, str], append_eos: bool = False) -> None:
     """Raise ModelError where a prompt leaves no place for a word of a text of `longest` tokens: all texts would have one vector.
 
-    `name`: of the tokenizer's model; `settings`: those of the prompt and of the longest text.
+    `name`: of the tokenizer's model; `settings`: those of the prompt and of the longest text; `append_eos`: as in a contract.
     """
-    taken = len(tokenizer(prompt)["input_ids"])
-    if taken >= longest:
+    # Without the space at its end, which is a token of its own to many tokenizers, but a part of the word where one follows.
+    row = tokenizer(prompt.rstrip(" "))["input_ids"]
+    longest -= append_eos and row[-1:] != [tokenizer.eos_token_id]
+    if len(row) >= longest:
         raise ModelError(
-            f"{settings[0]} takes {taken} tokens of '{name}', and {settings[1]} leaves {longest}: no word of a text has a place. "
+            f"{settings[0]} takes {len(row)} tokens of '{name}', and {settings[1]} leaves {longest}: no word of a text has a place. "
             f"Raise {settings[1]}, or shorten the prompt."
         )
 

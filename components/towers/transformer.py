@@ -291,7 +291,7 @@ def position_limit(model: Any) -> int | None:
         short = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
         return min(stated, short) if isinstance(short, int) else stated
     named_so = [module for name, module in model.named_modules() if "position" in name]  # not all are torch's Embedding, as I-BERT's
-    tables = [m for m in named_so if getattr(getattr(m, "weight", None), "shape", (0,))[0] == stated and hasattr(m, "padding_idx")]
+    tables = [m for m in named_so if hasattr(m, "padding_idx") and getattr(getattr(m, "weight", None), "shape", ())[:1] == (stated,)]
     return min((stated - (0 if t.padding_idx is None else t.padding_idx + 1) for t in tables), default=stated)
 
 

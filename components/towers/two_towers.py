@@ -44,10 +44,10 @@ from components.towers.tokens import (
     longest_text,
     needs_end_token,
     pad_batch,
-    require_room,
+    require_words,
     token_ids,
 )
-from components.towers.trained.published import asked_attention, head_digest, read_published
+from components.towers.trained.published import asked_attention, head_digest, is_published, read_published
 from components.towers.transformer import (
     LowerStates,
     check_attention,
@@ -349,8 +349,11 @@ def check_teacher(base: BaseModel, config: TowerConfig, hollow: Any) -> None:
         tokenizer = tokenizer_of(base)
     except base.faults as error:
         raise ModelError(f"The model '{base.name}' cannot be loaded: {why_unloadable(error)}") from None
+    # Behind a text of a published model stands what its own tokenizer puts there.
+    append_eos = needs_end_token(tokenizer) and not (config.training == "none" and is_published(base))
     for role in ROLES:
-        require_room(tokenizer, draft_contract(base, tokenizer, state_width(hollow.config), config, role))
+        prompt, longest = (getattr(config, name) for name in (f"{role}_prompt", f"max_{role}_length"))
+        require_words(tokenizer, base.name, prompt, longest, (f"towers.{role}_prompt", f"towers.max_{role}_length"), append_eos)
 
 
 def draft_contract(base: BaseModel, tokenizer: Any, width: int, config: TowerConfig, role: Role) -> EncodingContract:

@@ -164,7 +164,8 @@ def close_killed_run(run_id: str) -> None:
         return
     for left in (*_open_steps(run), run):
         if left.info.status == "RUNNING" and left.info.lifecycle_stage == "active":
-            client().set_tag(left.info.run_id, labels.ERROR, "its process was killed")
+            if labels.ERROR not in left.data.tags:  # else it had said why it ends, and was disturbed then
+                client().set_tag(left.info.run_id, labels.ERROR, "its process was killed")
             client().set_terminated(left.info.run_id, "KILLED")
 
 

@@ -135,6 +135,17 @@ def test_a_rotation_withdraws_a_key_that_is_trusted_under_another_name(champion:
     assert set(trusted_keys()) == {done.key_id} != {former.key_id} and served() == 1 and holds()
 
 
+def test_a_rotation_that_a_file_among_the_trusted_keys_stops_leaves_a_key_to_sign_with(home: Path) -> None:
+    """It had moved the former key away by then, and what was built next was not signed, without a word."""
+    former = make_key(home / "keys" / "signing.pem")
+    public_file(former).with_name("of-ada.pem").write_text("no key")
+    with pytest.raises(ConfigError, match=r"of-ada\.pem"):
+        rotate()
+    assert own_key().key_id == former.key_id
+    public_file(former).with_name("of-ada.pem").unlink()
+    assert rotate().key_id == own_key().key_id != former.key_id
+
+
 @pytest.mark.parametrize("step", range(7))
 def test_a_rotation_that_is_killed_serves_on_and_is_finished_by_the_next(champion: int, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed before its n-th change of a file or record: a signature, a vouching record, a rename of a key."""

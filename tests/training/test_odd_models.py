@@ -23,10 +23,12 @@ from components.towers.base_models import resolve_base
 from components.towers.config import TowerConfig
 from components.towers.contract import save_contract, space_id_of
 from components.towers.encoder import TowerEncoder, load_tower
+from components.towers.tokens import needs_end_token, require_words, token_ids
 from components.towers.train import train_towers
 from components.towers.trained.published import read_published, with_own_settings
 from components.towers.transformer import position_limit
 from components.towers.two_towers import TwoTowers, load_decoder, published_contracts
+from tests.encoders import contract_of
 from tests.families import ENCODER, SMALL, STUDENTS, TEACHERS, Family, bert, qwen, roberta
 from tests.published_world import FORMS, Form
 from tests.training.tiny_world import documents, pairs, queries
@@ -675,6 +677,29 @@ def test_a_prompt_that_leaves_no_place_for_a_text_is_refused_before_the_training
     for student in (name, "teacher"):
         with pytest.raises(ModelError, match=r"distillation.query_prompt takes \d+ tokens .*distillation.max_query_length"):
             check_before_towers(asked(student, query_prompt=LONG), TowerConfig(base_model=name, max_document_length=24))
+
+
+@pytest.mark.parametrize("prompt", ["", "query:", "query: ", "Instruct: find\nQuery: "])
+@pytest.mark.parametrize("family", [*TEACHERS, *STUDENTS])
+def test_a_prompt_is_refused_only_where_no_two_texts_differ_behind_it(family: str, prompt: str) -> None:
+    """Tokenizers that end texts themselves (RoBERTa) were refused the last length that has a place, and so were spaces at the end."""
+    tokenizer = {**TEACHERS, **STUDENTS}[family].tokenizer(TEXTS)
+    for append_eos in {False, needs_end_token(tokenizer)}:
+        for length in range(4, 32):
+            contract = contract_of("query").model_copy(update={"prompt": prompt, "max_length": length, "append_eos": append_eos})
+            rows = token_ids(tokenizer, ["a", "b", *TEXTS], contract)
+            try:
+                require_words(tokenizer, "it", prompt, length, ("the prompt", "the length"), append_eos)
+            except ModelError:
+                assert all(row == rows[0] for row in rows), (length, append_eos)
+            else:
+                assert any(row != rows[0] for row in rows), (length, append_eos)
+
+
+def test_a_student_that_was_padded_on_the_right_is_written_as_it_ever_was(tmp_path: Path, home: Path) -> None:
+    """Else no build of a release from before comes out with its digest (replay --build)."""
+    save_student(student_of(written(STUDENTS["bert"], tmp_path / "model")), tmp_path / "student")
+    assert not {"padding_side", "truncation_side"} & json.loads((tmp_path / "student/tokenizer_config.json").read_text()).keys()
 
 
 @pytest.mark.parametrize("side", ["padding_side", "truncation_side"])

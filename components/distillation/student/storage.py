@@ -71,8 +71,10 @@ def save_tokenizer(tokenizer: Any, contract: EncodingContract, folder: Path) -> 
     tokenizer.chat_template = None  # sentence-transformers would put every text into it, as a user's turn
     tokenizer.model_max_length = contract.max_length  # where sentence-transformers looks for the longest text
     # As texts are encoded here. Padding on the left moves every text that has learnt positions, by the longest one of its batch.
-    tokenizer.padding_side = tokenizer.truncation_side = "right"
-    tokenizer.init_kwargs.update(padding_side="right", truncation_side="right")
+    for side in ("padding_side", "truncation_side"):
+        if getattr(tokenizer, side) != "right":  # else nothing is written, so that students are the files that they were
+            setattr(tokenizer, side, "right")
+            tokenizer.init_kwargs[side] = "right"
     if tokenizer.pad_token_id is None:  # as Llama's: sentence-transformers encodes nothing then; behind the mask any token will do
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
     if kinds_of_tokens(tokenizer):  # which sentence-transformers would pass on, and nothing here does

@@ -21,7 +21,7 @@ from prefect.exceptions import TerminationSignal
 from prefect.utilities.engine import capture_sigterm, is_prefect_sigterm_handler_installed
 
 from components.tracking.provenance import collect_provenance
-from components.tracking.runs import open_flow_run, open_step
+from components.tracking.runs import CANCELLED, open_flow_run, open_step
 from components.tracking.store import TrackingError, client
 from flows import cli, servers
 from flows import recorder as recording
@@ -145,6 +145,20 @@ def test_a_run_that_could_not_be_closed_is_closed_by_the_next_flow(
     with recorded_flow("retriever", "retrain", {}):
         assert (status(left.run_id), status(step)) == ("KILLED", "KILLED")
     assert not list((home / "work" / "running").iterdir())
+
+
+def test_a_run_that_said_why_it_ends_before_it_was_disturbed_keeps_that(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that a person had cancelled was told as killed."""
+
+    def gone(*_: object) -> None:
+        raise TrackingError("the server is gone")
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), recorded_flow("retriever", "retrain", {}) as left:
+        patch.setattr(client(), "set_terminated", gone)
+        raise KeyboardInterrupt
+    assert status(left.run_id) == "RUNNING"
+    with recorded_flow("retriever", "retrain", {}):
+        assert status(left.run_id) == "KILLED" and client().get_run(left.run_id).data.tags["scalingnote.error"] == CANCELLED
 
 
 @pytest.mark.parametrize("enabled", ["events,flow_runs", "events"])
