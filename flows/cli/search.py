@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> None:
         )
     if blank := [query for query, text in zip(queries["query_id"], queries["text"], strict=True) if is_blank(text)]:
         raise DataError(
-            f"{options.queries}: {len(blank)} of the queries are blank, first '{blank[0]}'. Remove them, or write what they ask."
+            f"{options.queries}: the query '{one_line(blank[0])}' is blank ({len(blank)} such queries). Remove it, or write what it asks."
         )
     opened = open_release(retriever_name(options), options.release)
     started = time.monotonic()

@@ -200,7 +200,7 @@ def test_a_run_leaves_out_the_document_that_asks_and_refuses_a_blank_query(story
     assert done("run", "--queries", queries, "--output", output, "--identical-ids", "never")["own_documents_left_out"] == 0
     queries.write_text(json.dumps({"_id": "b", "text": "\u3164"}) + "\n", encoding="utf-8")
     refused = scalingnote("run", "--queries", queries, "--output", output)
-    assert refused.status == 3 and "the first is 'b'" in refused.err
+    assert refused.status == 3 and "the query 'b' is blank" in refused.err
 
 
 def test_export_writes_the_documents_of_a_release_once(story: Story, tmp_path: Path) -> None:
