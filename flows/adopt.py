@@ -23,7 +23,7 @@ from flows.config import RetrainConfig
 from flows.parameters import NO_SETTINGS, NameOrEmpty, Preset, SettingsForm, requested_config
 from flows.recorder import recorded_flow
 from flows.refresh_index import RefreshConfig
-from flows.reporting import ended, run_name, shown_as_cancelled
+from flows.reporting import AS_OURS, ended
 from flows.retrain import build_documents
 from flows.steps import at_commits
 
@@ -33,7 +33,7 @@ ADOPTED = "adopted"  # names what was adopted last, in the place of a release
 Settings = Annotated[dict[str, Any], SettingsForm()]
 
 
-@flow(name=FLOW, flow_run_name=run_name, on_crashed=[shown_as_cancelled], persist_result=False, validate_parameters=True, retries=0)
+@flow(name=FLOW, **AS_OURS)
 def adopt(
     preset: Preset | None = None,
     data: str = "",

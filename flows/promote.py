@@ -11,7 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
 from flows.parameters import Name
-from flows.reporting import emit, ended, logged_lines, run_name, say, shown_as_cancelled, tag_run
+from flows.reporting import AS_OURS, emit, ended, logged_lines, say, tag_run
 
 
 @task(name="promote_newest_approved", cache_policy=NO_CACHE, persist_result=False, retries=0)
@@ -23,7 +23,7 @@ def promote_newest_approved(name: str, without_champion: str | None = None) -> d
     return asdict(change_champion(name, check_smoke, compare_again, without_champion))
 
 
-@flow(name="promote", flow_run_name=run_name, on_crashed=[shown_as_cancelled], persist_result=False, validate_parameters=True, retries=0)
+@flow(name="promote", **AS_OURS)
 def promote(name: Name = "retriever", retry: bool = True, without_champion: str | None = None) -> dict[str, Any]:
     """Promote the newest approved release of a retriever; returns what was done, with a message.
 

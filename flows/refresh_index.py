@@ -38,7 +38,7 @@ from flows.candidate import (
 from flows.config import RetrainConfig, amend_config, load_config, nested
 from flows.parameters import NO_SETTINGS, NOTHING, Name, Preset, ReleaseRef, SettingsForm, require_steps, steps_form
 from flows.recorder import Recorder, recorded_flow
-from flows.reporting import emit, ended, run_name, say, shown_as_cancelled
+from flows.reporting import AS_OURS, emit, ended, say
 from flows.steps import checked_validation, delta_step, evaluation_step, refresh_step, snapshot_step, typed
 
 
@@ -224,9 +224,7 @@ AGAIN = ("snapshot_data", "validate_data", "encode_changes", "refresh_index", "e
 Again = Annotated[list[str], steps_form(AGAIN)]
 
 
-@flow(
-    name="refresh-index", flow_run_name=run_name, on_crashed=[shown_as_cancelled], persist_result=False, validate_parameters=True, retries=0
-)
+@flow(name="refresh-index", **AS_OURS)
 def refresh_index(
     name: Name = "retriever",
     release: ReleaseRef = "champion",

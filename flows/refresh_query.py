@@ -31,7 +31,7 @@ from flows.config import RetrainConfig, amend_config
 from flows.parameters import NO_SETTINGS, NOTHING, Name, Preset, ReleaseRef, SettingsForm, require_steps, steps_form
 from flows.recorder import Recorder, recorded_flow
 from flows.refresh_index import RefreshConfig, checked_data, configured, describe_changes, open_base, requested_refresh, unknown_queries
-from flows.reporting import ended, run_name, shown_as_cancelled
+from flows.reporting import AS_OURS, ended
 from flows.retrain import AGAIN as OF_RETRAIN
 from flows.retrain import build_parts, train_both
 from flows.runner import Step
@@ -57,14 +57,7 @@ class QueryRefreshConfig(RefreshConfig):
         return WITH_A_NEW_TEACHER if self.new_teacher else CHANGEABLE
 
 
-@flow(
-    name="refresh-query-tower",
-    flow_run_name=run_name,
-    on_crashed=[shown_as_cancelled],
-    persist_result=False,
-    validate_parameters=True,
-    retries=0,
-)
+@flow(name="refresh-query-tower", **AS_OURS)
 def refresh_query_tower(
     name: Name = "retriever",
     release: ReleaseRef = "champion",

@@ -356,3 +356,13 @@ def shown_if_possible() -> Iterator[None]:
             yield
     except Exception as error:
         LOG.warning("Something could not be shown on Prefect's page: %s: %s", type(error).__name__, error)
+
+
+# How Prefect runs each of our flows. It is never tried again as a whole, whatever a profile says: a step is, where its failure may pass.
+AS_OURS: dict[str, Any] = {
+    "flow_run_name": run_name,
+    "on_crashed": [shown_as_cancelled],
+    "persist_result": False,
+    "validate_parameters": True,
+    "retries": 0,
+}

@@ -28,7 +28,7 @@ from flows.config import RetrainConfig
 from flows.parameters import NO_SETTINGS, NOTHING, NameOrEmpty, Preset, SettingsForm, requested_config, require_steps, steps_form
 from flows.planning import require_room_for
 from flows.recorder import Recorder, recorded_flow
-from flows.reporting import ended, run_name, say, shown_as_cancelled
+from flows.reporting import AS_OURS, ended, say
 from flows.runner import Step
 from flows.steps import (
     at_commits,
@@ -55,7 +55,7 @@ TRAINING = tuple(step for step in AGAIN if step not in ("evaluate", "compare_wit
 Again = Annotated[list[str], steps_form(AGAIN)]
 
 
-@flow(name="retrain", flow_run_name=run_name, on_crashed=[shown_as_cancelled], persist_result=False, validate_parameters=True, retries=0)
+@flow(name="retrain", **AS_OURS)
 def retrain(
     preset: Preset | None = None,
     data: str = "",
@@ -89,7 +89,7 @@ def retrain(
     return ended(result, verdict_line(result))
 
 
-@flow(name="train", flow_run_name=run_name, on_crashed=[shown_as_cancelled], persist_result=False, validate_parameters=True, retries=0)
+@flow(name="train", **AS_OURS)
 def train(
     preset: Preset | None = None,
     data: str = "",

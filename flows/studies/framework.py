@@ -39,7 +39,7 @@ from prefect import flow
 from components.artifacts import Artifact, parents_of, read_manifest, write_json
 from components.errors import CollapseError
 from flows.recorder import recorded_flow
-from flows.reporting import ended, run_name, say, show_text, shown_as_cancelled
+from flows.reporting import AS_OURS, ended, say, show_text
 from flows.runner import Step
 from flows.steps import at_commits
 from flows.studies.context import Context, StudySettings
@@ -210,7 +210,7 @@ def noise_of(study: str, results: Results, config: StudySettings) -> TrainingNoi
 # --- A study as a flow: run its cells, make table and plot, log both, and put them where people look.
 
 
-@flow(name="study", flow_run_name=run_name, on_crashed=[shown_as_cancelled], persist_result=False, validate_parameters=True, retries=0)
+@flow(name="study", **AS_OURS)
 def run_study(study: str, config: StudySettings, cells: tuple[str, ...] = ()) -> dict[str, Any]:
     """Run the study named `study`; `cells` restricts it to some of its cells.
 
