@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
+from logging import WARNING
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -17,7 +19,7 @@ from components.errors import masked
 from components.evidence.metrics import step_metrics
 from components.release.manifest import LineageNode
 from components.signing.keys import load_signing_key
-from components.tracking.live import LiveStep, left_behind, live_step, marked_as_running
+from components.tracking.live import End, LiveStep, Mark, leave_mark, left_behind, live_step, marked_as_running
 from components.tracking.provenance import Provenance, collect_provenance, version_tags
 from components.tracking.registry import RegisteredVersion, register
 from components.tracking.runs import (
@@ -27,7 +29,7 @@ from components.tracking.runs import (
     Status,
     StepRecord,
     close_flow_run,
-    close_killed_run,
+    close_left_run,
     log_evidence,
     log_report,
     open_flow_run,
@@ -36,12 +38,16 @@ from components.tracking.runs import (
     report_link,
     run_link,
 )
+from components.tracking.store import TrackingError
 from flows.planning import left_after
 from flows.reporting import cancelled_runs, logged_lines, say, show_link, tag_run
 from flows.runner import Done, Step, Timing, run_step, was_cancelled
 
 if TYPE_CHECKING:
     from prefect.states import State
+
+
+_ended: dict[str, tuple[str | None, End]] = {}  # runs of this process in MLflow -> the run in Prefect, and how it ended
 
 
 class Recorder:
@@ -191,25 +197,45 @@ def recorded_flow(name: str, flow: str, parameters: Mapping[str, Any], again: It
     load_signing_key()  # a key that cannot be used is found now, not after a day of training
     provenance = collect_provenance()
     run_id = open_flow_run(name, flow, parameters, provenance, {"prefect_flow_run_id": flow_run.id or "none"})
-    with ExitStack() as mark:
-        closed: Callable[[], None] | None = None
+    with ExitStack() as marks:
+        mark: Mark | None = None
         try:
-            for killed, about in left_behind():
-                _close_killed(killed, about.get("prefect_flow_run_id"))
+            for left, about, end in left_behind():
+                _close_left(left, about.get("prefect_flow_run_id"), end)
             tag_run(("scalingnote", f"retriever:{name}"))
             show_link(f"{name}-mlflow", run_link(run_id), "This run in MLflow")
-            closed = mark.enter_context(marked_as_running(run_id, {"prefect_flow_run_id": flow_run.id}))
+            mark = marks.enter_context(marked_as_running(run_id, {"prefect_flow_run_id": flow_run.id}))
             with logged_lines():
                 yield Recorder(name, parameters, run_id, provenance, again)
         except BaseException as error:
             status, why = _ended_by(error)
+            _keep(run_id, mark, status, why)
             with suppress(Exception):  # a store that cannot be written must not hide what went wrong
                 close_flow_run(run_id, status, why)
-                if closed is not None and status == "FAILED":  # else another signal may come before all is closed, in Prefect too
-                    closed()
+                if mark is not None and status == "FAILED":  # else another signal may come before all is closed, in Prefect too
+                    mark.remove()
             raise
-        close_flow_run(run_id, "FINISHED")
-        closed()
+        _keep(run_id, mark, "FINISHED", "")
+        try:
+            close_flow_run(run_id, "FINISHED")
+            mark.remove()
+        except TrackingError as error:  # all that it made is recorded, and whoever reads that this failed would make it again
+            said = str(error).partition("\n")[0]
+            say(f"All is done and recorded, but MLflow still shows this run as running; the next one closes it. {said}", WARNING)
+
+
+def _keep(run_id: str, mark: Mark | None, status: Status, why: str) -> None:
+    """Keep with the mark how the run ended, before the store is told, which may be gone."""
+    if mark is not None:
+        mark.keep(end := End(status, why, int(time.time() * 1000)))
+        _ended[run_id] = (flow_run.id, end)
+
+
+def leave_untold() -> None:
+    """Prefect's server is gone, so nothing has told it how the runs of this process ended: the next flow does."""
+    while _ended:
+        run_id, (in_prefect, end) = _ended.popitem()
+        leave_mark(run_id, {"prefect_flow_run_id": in_prefect}, end)
 
 
 def _ended_by(error: BaseException) -> tuple[Status, str]:
@@ -222,22 +248,33 @@ def _ended_by(error: BaseException) -> tuple[Status, str]:
     return "KILLED", CANCELLED
 
 
-def _close_killed(run_id: str, in_prefect: str | None) -> None:
-    close_killed_run(run_id)
+def _close_left(run_id: str, in_prefect: str | None, end: End) -> None:
+    close_left_run(run_id, end)
     if in_prefect is None:
         return
     with suppress(Exception):  # Prefect's database may be another one by now, and its history is not ours to keep
         from prefect.client.orchestration import get_client
         from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-        from prefect.states import Cancelled, Crashed
 
         left = UUID(in_prefect)
         with get_client(sync_client=True) as client:
             asked_to_end = client.read_flow_run(left).state_name == "Cancelling"
-            cancelled: State[Any] = Cancelled(message="The run was cancelled.")
-            state: State[Any] = cancelled if asked_to_end else Crashed(message="The process of this run was killed.")
+            state = _in_prefect(end, asked_to_end)
             if asked_to_end or client.read_flow_run(left).state_name == "Running":
                 client.set_flow_run_state(left, state, force=True)
             for step in client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[left]))):
                 if step.state_name == "Running":
                     client.set_task_run_state(step.id, state, force=True)
+
+
+def _in_prefect(end: End, asked_to_end: bool) -> State[Any]:
+    """The state of a run in Prefect that ended without telling it."""
+    from prefect.states import Cancelled, Completed, Crashed, Failed
+
+    if end.status == "FINISHED":
+        return Completed(message="The run finished, and its server was gone then.")
+    if end.status == "FAILED":
+        return Failed(message=end.why)
+    if asked_to_end or end.why == CANCELLED:
+        return Cancelled(message="The run was cancelled.")
+    return Crashed(message="The process of this run was killed.")

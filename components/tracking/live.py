@@ -12,14 +12,14 @@ import fcntl
 import json
 import logging
 import math
+import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TextIO
 
 from components import settings
 from components.errors import masked
@@ -33,11 +33,38 @@ if TYPE_CHECKING:
 _HELD = ".held"  # ends the name of the locked file beside a folder that a process works in
 
 
+class End(NamedTuple):
+    """How a run ended: a status of MLflow, why (empty where it finished), and when (milliseconds since 1970; None: nobody knows)."""
+
+    status: Literal["FINISHED", "FAILED", "KILLED"]
+    why: str
+    at: int | None = None
+
+
+KILLED = End("KILLED", "its process was killed")
+
+
+class Mark:
+    """The mark of a run that has a process: a line about it, and one more on how it ended."""
+
+    def __init__(self, path: Path, handle: TextIO) -> None:
+        self._path, self._handle = path, handle
+
+    def keep(self, end: End) -> None:
+        """Keep how the run ended, for whoever has to close it where the store cannot be written now."""
+        with suppress(OSError):  # a full disk: then it is closed as one that was killed. Past the buffer, which closing would write again
+            os.write(self._handle.fileno(), f"\n{json.dumps(end._asdict())}".encode())
+
+    def remove(self) -> None:
+        """The run is closed."""
+        self._path.unlink(missing_ok=True)
+
+
 @contextmanager
-def marked_as_running(run_id: str, about: Mapping[str, Any]) -> Iterator[Callable[[], None]]:
+def marked_as_running(run_id: str, about: Mapping[str, Any]) -> Iterator[Mark]:
     """Mark the run `run_id` as one that has a process, as long as the block runs; `about` is kept with the mark.
 
-    The block calls what it is given once the run is closed. A mark whose run was not is left, and the next flow closes it.
+    The block removes it once the run is closed. A mark whose run was not is left, and the next flow closes it.
     """
     own = _folder() / f"{run_id}.json"
     own.parent.mkdir(parents=True, exist_ok=True)
@@ -46,29 +73,50 @@ def marked_as_running(run_id: str, about: Mapping[str, Any]) -> Iterator[Callabl
             fcntl.flock(handle, fcntl.LOCK_EX)
         handle.write(json.dumps(dict(about)))
         handle.flush()
-        yield partial(own.unlink, missing_ok=True)
+        yield Mark(own, handle)
 
 
-def left_behind() -> Iterator[tuple[str, dict[str, Any]]]:
-    """The runs whose process was killed, with what was kept; the mark of each is removed once its turn of the loop is over."""
+def leave_mark(run_id: str, about: Mapping[str, Any], end: End) -> None:
+    """Leave the mark of a run that has ended, where Prefect could not be told: the next flow tells it."""
+    with suppress(OSError):
+        _folder().mkdir(parents=True, exist_ok=True)
+        (_folder() / f"{run_id}.json").write_text(f"{json.dumps(dict(about))}\n{json.dumps(end._asdict())}", encoding="utf-8")
+
+
+def left_behind() -> Iterator[tuple[str, dict[str, Any], End]]:
+    """The runs that have no process any more, with what was kept; the mark of each is removed once its turn of the loop is over."""
     for path in _folder().glob("*.json"):
         with suppress(OSError), path.open("r+", encoding="utf-8") as handle:  # NFS locks only what may be written
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if text := handle.read():  # else its process is about to take the lock
-                try:
-                    about = json.loads(text)
-                except ValueError:  # torn by a full disk: the run is known by the mark's name all the same
-                    about = {}
-                yield path.stem, about if isinstance(about, dict) else {}
+                yield path.stem, _line(text.partition("\n")[0]), _end(text)
                 path.unlink(missing_ok=True)
 
 
-def was_killed(run_id: str) -> bool:
-    """Whether the run `run_id`, which its record calls running, has left its mark without a process that holds it."""
+def _line(text: str) -> dict[str, Any]:
+    """What a line of a mark says; nothing where a full disk has torn it: the run is known by the mark's name all the same."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _end(text: str) -> End:
+    """How a run ended, by its mark; it was killed where nothing is said of it."""
+    found = _line(text.rpartition("\n")[2])
+    status, why, at = (found.get(field) for field in End._fields)
+    if status not in ("FINISHED", "FAILED", "KILLED") or not isinstance(why, str):
+        return KILLED
+    return End(status, why, at if type(at) is int else None)
+
+
+def end_of(run_id: str) -> End | None:
+    """How the run `run_id` ended, which its record calls running; None while a process holds its mark, and where there is none."""
     with suppress(OSError), (_folder() / f"{run_id}.json").open(encoding="utf-8") as handle:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return bool(handle.read())
-    return False
+        return _end(text) if (text := handle.read()) else None
+    return None
 
 
 def first_started() -> float:
@@ -76,7 +124,7 @@ def first_started() -> float:
     began = [math.inf]
     for path in _folder().glob("*.json"):
         with suppress(OSError):
-            began += [] if was_killed(path.stem) else [path.stat().st_mtime]
+            began += [] if end_of(path.stem) else [path.stat().st_mtime]
     return min(began)
 
 

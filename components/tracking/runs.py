@@ -19,7 +19,7 @@ from components import settings
 from components.artifacts import MANIFEST, Artifact, digest_of
 from components.tracking import labels
 from components.tracking.embedded import reader
-from components.tracking.live import was_killed
+from components.tracking.live import KILLED, End, end_of
 from components.tracking.packaging import local_path
 from components.tracking.provenance import Provenance, claimed_user, provenance_tags, source_tags
 from components.tracking.registry import input_tags, log_inputs, log_output, log_source
@@ -151,9 +151,12 @@ def close_flow_run(run_id: str, status: Status, error: str | None = None) -> Non
             client().set_terminated(left.info.run_id, status)
 
 
-@translated("close a run whose process was killed")
-def close_killed_run(run_id: str) -> None:
-    """End the run of a flow, and those of its steps, which a process that is gone has left open. Nothing happens to one that has ended."""
+@translated("close a run whose process is gone")
+def close_left_run(run_id: str, end: End = KILLED) -> None:
+    """End the run of a flow, and those of its steps, which a process that is gone has left open, as it ended.
+
+    Nothing happens to one that is closed.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
@@ -164,9 +167,9 @@ def close_killed_run(run_id: str) -> None:
         return
     for left in (*_open_steps(run), run):
         if left.info.status == "RUNNING" and left.info.lifecycle_stage == "active":
-            if labels.ERROR not in left.data.tags:  # else it had said why it ends, and was disturbed then
-                client().set_tag(left.info.run_id, labels.ERROR, "its process was killed")
-            client().set_terminated(left.info.run_id, "KILLED")
+            if end.why and labels.ERROR not in left.data.tags:  # else it had said why it ends, and was disturbed then
+                client().set_tag(left.info.run_id, labels.ERROR, labels.cut(end.why, labels.MAX_TAG))
+            client().set_terminated(left.info.run_id, end.status, end.at)
 
 
 def _open_steps(run: Run) -> Sequence[Run]:
@@ -207,9 +210,9 @@ def last_flow_run(name: str) -> dict[str, str] | None:
         return None
     ahead = _utc(found[2]) if found[2] > _latest() else ""
     run_id, status, start, tags = (_newest(name, _latest()) if ahead else None) or found
-    why = tags.get(labels.ERROR, "")
-    killed = status == "KILLED" or (status == "RUNNING" and was_killed(run_id))
-    state = ("cancelled" if why == CANCELLED else "killed") if killed else status.lower()
+    end = end_of(run_id) if status == "RUNNING" else None
+    status, why = (end.status if end else status), tags.get(labels.ERROR, "") or (end.why if end and end != KILLED else "")
+    state = ("cancelled" if why == CANCELLED else "killed") if status == "KILLED" else status.lower()
     return {"flow": tags[labels.FLOW], "state": state, "started": _utc(start), "why": why, "run_id": run_id, "ahead": ahead}
 
 

@@ -20,8 +20,9 @@ import pytest
 from prefect.exceptions import TerminationSignal
 from prefect.utilities.engine import capture_sigterm, is_prefect_sigterm_handler_installed
 
+from components.tracking.live import KILLED, End, end_of
 from components.tracking.provenance import collect_provenance
-from components.tracking.runs import CANCELLED, open_flow_run, open_step
+from components.tracking.runs import CANCELLED, last_flow_run, open_flow_run, open_step
 from components.tracking.store import TrackingError, client
 from flows import cli, servers
 from flows import recorder as recording
@@ -142,9 +143,73 @@ def test_a_run_that_could_not_be_closed_is_closed_by_the_next_flow(
         patch.setattr(recording, "close_flow_run", not_closed)
         raise KeyboardInterrupt if disturbed is KeyboardInterrupt else ValueError("broken")
     assert (status(left.run_id), status(step)) == ("RUNNING", "RUNNING")
+    ended, why = ("KILLED", CANCELLED) if disturbed is KeyboardInterrupt else ("FAILED", "broken")
+    told = last_flow_run("retriever")
+    assert told is not None and (told["state"], told["why"]) == ("cancelled" if why == CANCELLED else "failed", why)
     with recorded_flow("retriever", "retrain", {}):
-        assert (status(left.run_id), status(step)) == ("KILLED", "KILLED")
+        assert (status(left.run_id), status(step)) == (ended, ended)
+        assert client().get_run(left.run_id).data.tags["scalingnote.error"] == why
     assert not list((home / "work" / "running").iterdir())
+
+
+def test_a_run_that_finished_while_its_server_was_gone_is_closed_as_finished(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It failed at its last word though all was recorded, and the next flow called it killed."""
+
+    def gone(*_: object) -> None:
+        raise TrackingError("the server is gone")
+
+    with monkeypatch.context() as patch, recorded_flow("retriever", "retrain", {}) as left:
+        patch.setattr(client(), "set_terminated", gone)
+    assert status(left.run_id) == "RUNNING" and "All is done and recorded" in capsys.readouterr().out
+    told = last_flow_run("retriever")
+    assert told is not None and (told["state"], told["why"]) == ("finished", "")
+    with recorded_flow("retriever", "retrain", {}):
+        run = client().get_run(left.run_id)
+        assert (run.info.status, run.data.tags.get("scalingnote.error")) == ("FINISHED", None)
+        assert run.info.end_time < run.info.start_time + 600_000
+    assert not list((home / "work" / "running").iterdir())
+
+
+def test_an_end_that_a_full_disk_has_torn_is_that_of_a_killed_run(home: Path) -> None:
+    run_id = open_flow_run("retriever", "retrain", {}, collect_provenance(), {})
+    mark = home / "work" / "running" / f"{run_id}.json"
+    mark.parent.mkdir(parents=True)
+    for torn in ('{}\n{"status": "FINI', '{}\n{"status": "RUNNING", "why": ""}', '{}\n{"status": "FINISHED", "why": 5}', "{}\n"):
+        mark.write_text(torn)
+        assert end_of(run_id) == KILLED
+    with recorded_flow("retriever", "retrain", {}):
+        assert status(run_id) == "KILLED"
+
+
+def test_a_run_whose_end_prefect_could_not_be_told_is_told_by_the_next_flow(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its server was gone when the run ended: MLflow called it finished, and Prefect's page running for ever."""
+    told: list[Any] = []
+    monkeypatch.setattr(recording, "_close_left", lambda *left: told.append(left))
+    monkeypatch.setattr(recording, "_ended", {})
+    with recorded_flow("retriever", "retrain", {}) as left:
+        pass
+    recording.leave_untold()
+    assert end_of(left.run_id) is not None
+    with recorded_flow("retriever", "retrain", {}):
+        ((run_id, _, end),) = told
+        assert (run_id, end.status) == (left.run_id, "FINISHED")
+    assert not list((home / "work" / "running").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("end", "asked", "state"),
+    [
+        (End("FINISHED", ""), False, "Completed"),
+        (End("FAILED", "broken"), False, "Failed"),
+        (End("KILLED", CANCELLED), False, "Cancelled"),
+        (KILLED, True, "Cancelled"),
+        (KILLED, False, "Crashed"),
+    ],
+)
+def test_prefect_is_told_of_a_run_that_was_left_as_it_ended(end: End, asked: bool, state: str) -> None:
+    assert recording._in_prefect(end, asked).name == state
 
 
 def test_a_run_that_said_why_it_ends_before_it_was_disturbed_keeps_that(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -488,11 +488,11 @@ def test_what_a_flow_has_used_that_still_runs_and_folders_behind_links_stay(caps
         aged(one, days)
     linked.folder.rename(tmp_path / "elsewhere")
     linked.folder.symlink_to(tmp_path / "elsewhere")
-    with marked_as_running("long", {}) as closed:
+    with marked_as_running("long", {}) as mark:
         begun = time.time() - 86_400 * 6
         os.utime(settings.work_folder() / "running" / "long.json", (begun, begun))
         assert [each["key"] for each in pruned(capsys, "--days", "1")["removed"]] == [before.folder.name]
-        closed()
+        mark.remove()
     assert [each["key"] for each in pruned(capsys, "--days", "1")["removed"]] == [taken.folder.name]
     assert linked.folder.is_dir()
 

@@ -15,7 +15,7 @@ from components.artifacts import Artifact, seal
 from components.tracking import labels, runs
 from components.tracking.provenance import Provenance, collect_provenance
 from components.tracking.registry import register
-from components.tracking.runs import StepRecord, close_flow_run, close_killed_run, log_evidence, open_flow_run, record_step
+from components.tracking.runs import StepRecord, close_flow_run, close_left_run, log_evidence, open_flow_run, record_step
 from components.tracking.store import client
 from flows.cli.main import main
 
@@ -73,7 +73,7 @@ def test_a_run_that_its_process_left_open_is_closed_with_its_steps(home: Path) -
     step = client().create_run(experiment, tags={"mlflow.parentRunId": left}).info.run_id
     close_flow_run(finished, "FINISHED")
     for run_id in (left, finished, "0" * 32):
-        close_killed_run(run_id)
+        close_left_run(run_id)
     assert [client().get_run(run_id).info.status for run_id in (left, step, finished)] == ["KILLED", "KILLED", "FINISHED"]
     assert client().get_run(left).data.tags["scalingnote.error"] == "its process was killed"
 
