@@ -226,7 +226,7 @@ def promote(name: str, smoke: Smoke, compare_again: CompareAgain | None = decide
     PromotionError, with nothing changed, for a version that is no reviewer's copy of a candidate, that does not verify, or whose gates
     did not pass without a reason.
     """
-    sign = record_signer()  # a key that cannot be used is found before anything is changed
+    record_signer()  # a key that cannot be used is found before anything is changed
     records = _vouched_records(name)
     repaired = reconcile(name, records)
     show_override_in_mlflow(name, records)
@@ -239,7 +239,7 @@ def promote(name: str, smoke: Smoke, compare_again: CompareAgain | None = decide
     gone = _lost_champion(name, champion, without_champion)
     promotion = _examined(name, versions[-1], records, smoke, decide_against if gone else compare_again, gone)
     promotion = replace(promotion, without_champion=without_champion)
-    record = append(name, promotion_record(name, promotion), records, sign)
+    record = append(name, promotion_record(name, promotion), records)
     show_override_in_mlflow(name, [*records, record])
     settle_aliases(name)
     version, candidate = promotion.release.version, promotion.approval.candidate_version
@@ -275,7 +275,7 @@ def rollback(
     person, reason = written(person), written(reason)
     if not person or not reason:
         raise PromotionError("A rollback needs the name of a person and a reason; give them with --as NAME and --reason REASON.")
-    sign = record_signer()
+    record_signer()
     records = _vouched_records(name)
     repaired = reconcile(name, records)
     stack = champion_stack(records)
@@ -289,7 +289,7 @@ def rollback(
     overridden = _reason_for_rejected(name, target, override)
     if smoke is not None:
         _smoke(target, manifest, smoke)
-    record = append(name, rollback_record(name, records, (champion, target), person, reason, overridden, skipped), records, sign)
+    record = append(name, rollback_record(name, records, (champion, target), person, reason, overridden, skipped), records)
     settle_aliases(name)
     warnings: tuple[str, ...] = (repaired.note,) if repaired.note else ()
     if override and overridden is None:

@@ -43,13 +43,14 @@ from components.release.champion import (
 )
 from components.release.manifest import EVALUATION_FOLDER, ReleaseManifest, load_release
 from components.release.open import recorded_digest, resolve
-from components.signing.keys import SigningKey, TrustedKey, rotating, rotation_key, take_over, trusted_keys, usable_key
+from components.signing.keys import SigningKey, TrustedKey, not_rotating, rotating, rotation_key, take_over, trusted_keys, usable_key
 from components.signing.statements import (
     check_records,
     check_release,
     check_strikes,
     covered_records,
     record_signer,
+    require_vouched,
     sign_release,
     signed_by,
 )
@@ -269,12 +270,23 @@ def rollback_record(
     }
 
 
-def append(name: str, content: dict[str, Any], records: Sequence[Record], sign: record_store.Signer | None) -> dict[str, Any]:
+def append(name: str, content: dict[str, Any], records: Sequence[Record]) -> dict[str, Any]:
     """Write the record with its time, signed where there is a key. It is the act that counts.
 
-    Raises PromotionError when another record came since `records` were read: what was decided on them may no longer hold; and for what is
-    no number, as every later reader would call the record changed, and nothing could be promoted or served any more.
+    The key is the one that signs now: another may have come while the release was looked at, and then it has to vouch for the `records`
+    too. Raises PromotionError when another record came since `records` were read, as what was decided on them may no longer hold; and for
+    what is no number, as every later reader would call the record changed, and nothing could be promoted or served any more.
     """
+    with not_rotating():
+        sign = record_signer()
+        try:
+            require_vouched(records)
+        except ArtifactError as error:
+            raise PromotionError(f"Nothing was changed: other keys count since this command began. {error}") from None
+        return _append(name, content, records, sign)
+
+
+def _append(name: str, content: dict[str, Any], records: Sequence[Record], sign: record_store.Signer | None) -> dict[str, Any]:
     try:
         json.dumps(content, default=str, allow_nan=False)
     except ValueError:
@@ -340,6 +352,7 @@ class Struck(NamedTuple):
     key_id: str
 
 
+@not_rotating()
 def sign_afterwards(name: str, ref: str) -> Vouched:
     """Sign the release `ref`; where it is the champion and the newest promotion record has no signature, vouch for the records too.
 
@@ -410,6 +423,7 @@ def _sign_again(name: str, info: VersionInfo, records: Sequence[Record], key: Si
     registry.share_file(info.name, info.version, SIGNATURE)
 
 
+@not_rotating()
 def strike(name: str, number: int, person: str, reason: str) -> Struck:
     """Strike record `number`, which was forged, and all records after it out: one more record, signed, names them and why.
 
@@ -443,7 +457,7 @@ def strike(name: str, number: int, person: str, reason: str) -> Struck:
         "promoted_by": claimed_user(),
         **_proof("none", None, None),
     }
-    record = append(name, content, records, record_signer(key))
+    record = _append(name, content, records, record_signer(key))
     settle_aliases(name)
     vouched = [int(found["sequence"]) for found in before[covered_records(before, trusted_by) :]]
     return Struck(int(record["sequence"]), [int(found["sequence"]) for found in forged], vouched, left, key.key_id)
@@ -499,7 +513,7 @@ def _require_no_strike(records: Sequence[Record]) -> None:
 
 def _append_vouch(name: str, records: Sequence[Record], key: SigningKey) -> int:
     """The number of one more record, signed with `key`, that says what the newest says."""
-    record = append(name, _repeated(standing(records)), records, record_signer(key))
+    record = _append(name, _repeated(standing(records)), records, record_signer(key))
     record_store.state_head(name, [*records, record])
     return int(record["sequence"])
 

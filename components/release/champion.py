@@ -189,8 +189,9 @@ def _step_of(record: Record) -> tuple[str, int, set[int]]:
     passed_over = [whole_number(str(version)) for version in skipped] if isinstance(skipped, Mapping) else [None]
     if action not in ACTIONS or not whole or None in passed_over:
         raise ArtifactError(
-            f"Promotion record {record.get('sequence')} is none that the promote flow writes: its action is {as_text(str(action))[:60]}, "
-            f"its target {as_text(str(target))[:60]}. Somebody else wrote into the experiment of the records. "
+            f"Promotion record {record.get('sequence')} is none that the promote flow writes, in this version: its action is "
+            f"{as_text(str(action))[:60]}, its target {as_text(str(target))[:60]}. Where others promote with a newer version of this "
+            "program, update this one; else somebody wrote into the experiment of the records. "
             f"{FORGED.format(record.get('sequence'))}"
         )
     return str(action), int(target), {version for version in passed_over if version is not None}  # type: ignore[arg-type]
@@ -313,7 +314,10 @@ def servable_version(name: str) -> int:
 
 
 def _gone_note(version: int, aliases: Aliases) -> str:
-    return f"The promotion records name release/{version}, which was deleted from the registry. The aliases: {_text(aliases)}."
+    return (
+        f"The promotion records name release/{version}, which was deleted from the registry, or whose tag {labels.DIGEST} was changed. "
+        f"The aliases: {_text(aliases)}."
+    )
 
 
 def registered(name: str, want: Aliases, records: Sequence[Record]) -> tuple[Aliases, list[int]]:

@@ -16,6 +16,7 @@ import re
 import secrets
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from components import settings
-from components.artifacts import digest_of, open_plain, open_private, strict_json, write_atomic
+from components.artifacts import digest_of, open_plain, open_private, read_json, strict_json, write_atomic
 from components.errors import ArtifactError, ConfigError, DataError
 from components.lineage.graph import ANSWER, Trace, checked_index, find_documents
 from components.lineage.release_graph import Node, Opened, open_version, release_node
@@ -137,7 +138,7 @@ def prune_answers(name: str, days: int = RETENTION_DAYS, gap: bool = False) -> P
     183 days is what providers and deployers of high-risk systems keep at least (EU AI Act, articles 19 and 26). The record holds no
     query: number and times of the answers, and the sha256 of their lines. Raises ConfigError for less than one day, and, without `gap`,
     where the newest that would go is far older than what comes after it: a clock that jumped ahead would remove what has to be kept.
-    Raises ArtifactError for a line that is no answer.
+    Prunings that saw the clock go on since then, as those of a schedule, need no `gap`. Raises ArtifactError for a line that is no answer.
     """
     if days < 1:
         raise ConfigError(f"Answers are kept for at least one day; got {days}.")
@@ -146,6 +147,7 @@ def prune_answers(name: str, days: int = RETENTION_DAYS, gap: bool = False) -> P
         return Pruned(0, None, None, 0)
     with open_private(path) as log:
         settings.locked(log)
+        since = _watched_since(name)
         log.seek(0)
         lines = [line for line in log.read().split(b"\n") if line.endswith(b"}")]
         times = [_parsed(path, line).at for line in lines]
@@ -155,7 +157,7 @@ def prune_answers(name: str, days: int = RETENTION_DAYS, gap: bool = False) -> P
             return Pruned(0, None, None, len(lines))
         found = Pruned(len(old), gone[0], gone[-1], len(lines) - len(old))
         if not gap:
-            _require_no_gap(name, found, min((at for at in times if at >= oldest), default=""), max(days, SHORTEST_GAP))
+            _require_no_gap(name, found, min((at for at in times if at >= oldest), default=""), (max(days, SHORTEST_GAP), since))
         digest = hashlib.sha256(b"".join(line + b"\n" for line in old)).hexdigest()
         record = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "days": days, **found._asdict(), "sha256": digest}
         _append(pruned_file(name), json.dumps(record) + "\n")
@@ -163,20 +165,49 @@ def prune_answers(name: str, days: int = RETENTION_DAYS, gap: bool = False) -> P
     return found
 
 
-def _require_no_gap(name: str, found: Pruned, following: str, most: int) -> None:
-    """Raise ConfigError where between the last answer that would go and the one `following`, or now, lie more than `most` days."""
-    now, last = datetime.now(UTC), found.last or ""
+def _require_no_gap(name: str, found: Pruned, following: str, watched: tuple[int, datetime]) -> None:
+    """Raise ConfigError where between the last answer that would go and the one `following`, or now, lie more than so many days.
+
+    `watched`: the days, and since when the clock was seen to go on. Where that began soon enough after the last answer, or as many days
+    ago, no leap of the clock makes it look older than it has to be.
+    """
+    (most, since), now, last = watched, datetime.now(UTC), found.last or ""
     try:
-        days = ((datetime.fromisoformat(following) if following else now) - datetime.fromisoformat(last)).days
+        left = datetime.fromisoformat(last)
+        days = ((datetime.fromisoformat(following) if following else now) - left).days
+        seen = (since - left).days <= most or (now - since).days > most
     except (ValueError, TypeError):  # a time that this program does not write
         return
-    if days > most:
+    if days > most and not seen:
         after = f"the next is of {following[:10]}" if following else f"none came after it, and this machine's clock says {now:%Y-%m-%d}"
         raise ConfigError(
             f"{found.removed:,} answers of '{name}' would be removed, and {found.kept:,} stay. The newest that would go is of {last[:10]}, "
             f"{after}: {days:,} days without an answer, or a clock that jumped ahead. Nothing was removed. Where that clock was right, add "
-            "--gap."
+            f"--gap. A schedule needs none: it removes them once it has seen the clock go on for {most} days, or at once where it has "
+            "run since the last answer."
         )
+
+
+def _watched_since(name: str) -> datetime:
+    """Since when the prunings have seen this machine's clock go on without a leap of more than `SHORTEST_GAP` days; this one is noted.
+
+    After a leap, ahead or back, that begins anew.
+    """
+    now, file = datetime.now(UTC), clock_file(name)
+    since = now
+    with suppress(ArtifactError, OSError, KeyError, TypeError, ValueError):  # none, or a torn one: then it begins now
+        known = read_json(file)
+        began, seen = datetime.fromisoformat(known["since"]), datetime.fromisoformat(known["seen"])
+        if began <= seen <= now + settings.CLOCK_SLACK and now - seen <= timedelta(days=SHORTEST_GAP):
+            since = began
+    with suppress(OSError):  # what is not noted makes the next pruning doubt, no more
+        write_atomic(file, json.dumps({"since": since.isoformat(), "seen": now.isoformat()}).encode(), 0o600)
+    return since
+
+
+def clock_file(name: str) -> Path:
+    """Since when, and until when, the prunings of the retriever `name` saw the clock go on."""
+    return settings.home() / "answers" / f"{name}.clock"
 
 
 def pruned_file(name: str) -> Path:

@@ -13,7 +13,7 @@ import logging
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -248,6 +248,21 @@ def rotating() -> Iterator[None]:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (folder / ".rotating").open("a") as handle:
         settings.locked(handle)
+        yield
+
+
+@contextmanager
+def not_rotating() -> Iterator[None]:
+    """No rotation of this home goes on as long as the block runs: what was signed with the former key in its midst would not count."""
+    folder = settings.keys_folder()
+    try:
+        handle = (folder / ".rotating").open("a") if folder.is_dir() else None
+    except OSError:  # a folder that is only read; then whoever may write it rotates
+        handle = None
+    with handle or nullcontext():
+        if handle is not None and not settings.locked(handle, wait=False, shared=True):
+            _log.warning("Waiting: the signing key is being rotated.")
+            settings.locked(handle, shared=True)
         yield
 
 

@@ -32,7 +32,7 @@ from components.text import visible
 from components.tracking import embedded, labels
 from components.tracking.live import scratch
 from components.tracking.provenance import installed
-from components.tracking.store import client, error_code, translated
+from components.tracking.store import client, error_code, is_of_a_store, translated
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -248,7 +248,10 @@ def _is_current(uri: str, folder: Path) -> bool:
                     waiting.append(name)
                 else:
                     listed[name] = int(entry.file_size or 0)
-    except (MlflowException, OSError) as error:
+    except Exception as error:
+        # Also in the words of the library of a cloud; one that is missing here is another matter.
+        if not (isinstance(error, MlflowException | OSError) or is_of_a_store(error)):
+            raise
         _log.warning("The artifact store does not list %s (%s); the copy on this machine is used.", uri, error)
         return True
     if not listed:  # perhaps the last copy there is

@@ -169,11 +169,9 @@ def _refuse_outside(chain: Chain) -> None:
             )
 
 
+@translated("look for runs beside the promotion records")
 def foreign_runs(retriever_name: str) -> list[str]:
-    """Ids of runs in the experiment of the records that are none, and claims of no place.
-
-    They change nothing, but somebody writes there who should not.
-    """
+    """Ids of runs among the records that are none, and claims of no place: they change nothing, but somebody writes there who should not."""
     chain = open_chain(_experiment(retriever_name))
     return [] if chain is None else [*chain.foreign(), *chain.strange_claims()]
 
@@ -482,8 +480,10 @@ def _get_run(run_id: str) -> Any:
 
     try:
         return client().get_run(run_id) if run_id else None
-    except MlflowException:
-        return None
+    except MlflowException as error:
+        if error_code(error) in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise  # as of a server that is gone
 
 
 def _require(name: str, experiment_active: bool, anchor: str, chain_active: bool) -> None:

@@ -71,7 +71,7 @@ def translated(action: str) -> Iterator[None]:
     except OSError as error:
         raise TrackingError(f"Could not {action}: {error}. Check free space and access rights, then run the command again.") from error
     except Exception as error:
-        if type(error).__module__.partition(".")[0] not in _FOREIGN:
+        if not is_of_a_store(error):
             raise
         reason = str(error).strip().partition("\n")[0]
         if "failed with error code 401" in reason:
@@ -90,6 +90,11 @@ def translated(action: str) -> Iterator[None]:
         if "readonly database" in reason:
             reason = "this user may only read the database. See whose it is, and run the command as somebody who may write to it"
         raise TrackingError(f"Could not {action} at {settings.tracking_uri()}: {reason}") from error
+
+
+def is_of_a_store(error: Exception) -> bool:
+    """Whether an error is one of MLflow, of its database or of the library of an artifact store."""
+    return type(error).__module__.partition(".")[0] in _FOREIGN
 
 
 def require_driver() -> None:

@@ -24,18 +24,19 @@ from flows.cli import ENDINGS, Ended, start
 from flows.cli.output import OutputClosed, OutputError, drop_output, lacking, require_addresses
 from flows.cli.parser import build_parser
 
-# Commands that change something go through a running `scalingnote ui --auth`, as an account with this role.
+# Commands that change something go through a running `scalingnote ui --auth`, as an account with this role. A rotation does not: it must
+# not miss a retriever that the account cannot see, whose champion the withdrawn key would then have signed.
 ROLES = {
     **dict.fromkeys(("demo", "retrain", "adopt", "study", "refresh-index", "refresh-query-tower"), "trainer"),
     "approve": "reviewer",
-    **dict.fromkeys(("promote", "webhook", "rollback", "keys sign"), "promoter"),
+    **dict.fromkeys(("promote", "webhook", "rollback", "keys sign", "history --strike"), "promoter"),
 }
 # Commands that load models or indexes.
 LOADING = ("demo", "retrain", "adopt", "study", "refresh-index", "refresh-query-tower", "replay", "search", "run")
 # Commands about what was made and recorded before.
 RECORDED = (
     *("status", "history", "search", "run", "export", "trace", "replay", "approve", "promote", "rollback", "webhook"),
-    *("refresh-index", "refresh-query-tower"),
+    *("refresh-index", "refresh-query-tower", "keys sign", "keys rotate", "history --strike"),
 )
 
 
@@ -49,13 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _quiet_libraries(options.verbose)
         if level := getattr(options, "log_level", None):
             os.environ[settings.LOG_LEVEL] = level
-        if role := ROLES.get(f"{options.command} {getattr(options, 'action', '')}".strip()):
+        named = _named(options)
+        if role := ROLES.get(named):
             sign_in(role)
         if options.command in LOADING:
             require_addresses()
             _require_current_folder()
         settings.activate()
-        if options.command in RECORDED or (options.command == "verify" and options.folder is None):
+        if {options.command, named} & {*RECORDED} or (options.command == "verify" and options.folder is None):
             require_named_store()
         return int(options.run(options) or 0)
     except KeyboardInterrupt:
@@ -67,6 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except Exception as error:
         return _explain(options, error)
+
+
+def _named(options: argparse.Namespace) -> str:
+    """The command with what it is to do, where that makes a difference: `keys rotate` and `history --strike` change something."""
+    if getattr(options, "strike", None) is not None:
+        return f"{options.command} --strike"
+    return f"{options.command} {getattr(options, 'action', '')}".strip()
 
 
 def _require_text(arguments: Sequence[str]) -> None:

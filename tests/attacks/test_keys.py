@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,45 @@ def test_a_rotation_withdraws_a_key_that_is_trusted_under_another_name(champion:
     assert set(trusted_keys()) == {former.key_id}
     done = rotate()
     assert set(trusted_keys()) == {done.key_id} != {former.key_id} and served() == 1 and holds()
+
+
+def test_a_first_promotion_that_began_before_a_rotation_is_signed_by_the_new_key(home: Path, tmp_path: Path) -> None:
+    """There was no record yet that the rotation could sign, the old key signed the first one, and the champion was not served."""
+    former = make_key(settings.keys_folder() / "signing.pem")
+    make_candidate(tmp_path / "1", into_mlflow())
+    approve(NAME, 1, "Ada")
+    sign_afterwards(NAME, "release/1")
+    assert promote(NAME, lambda _: bool(rotate())).to_version == 1
+    assert former.key_id not in trusted_keys() and served() == 1
+
+
+def test_a_key_that_comes_in_the_midst_of_a_promotion_does_not_sign_over_what_nobody_vouched_for(home: Path, tmp_path: Path) -> None:
+    """The record had no signature then, although keys counted, and the champion was not served."""
+    register = into_mlflow()
+    for number in (1, 2):
+        make_candidate(tmp_path / str(number), register, {**GOOD, "student": 0.70 + number / 1000})
+        approve(NAME, number, "Ada")
+        if number == 1:
+            promote(NAME, no_smoke)
+    with pytest.raises(PromotionError, match="other keys count since this command began"):
+        promote(NAME, lambda _: bool(make_key(settings.keys_folder() / "signing.pem")))
+    assert len(record_store.read_records(NAME)) == 1
+    sign_afterwards(NAME, "champion")
+    sign_afterwards(NAME, "release/2")
+    assert promote(NAME, no_smoke).to_version == 2 and served() == 2
+
+
+def test_a_record_waits_until_a_rotation_is_over(champion: int) -> None:
+    from components.signing.keys import not_rotating, rotating
+
+    with not_rotating(), not_rotating():
+        pass
+    entered = threading.Event()
+    with rotating():
+        thread = threading.Thread(target=lambda: not_rotating()(entered.set)(), daemon=True)
+        thread.start()
+        assert not entered.wait(0.2)
+    assert entered.wait(60)
 
 
 def test_a_rotation_that_a_file_among_the_trusted_keys_stops_leaves_a_key_to_sign_with(home: Path) -> None:

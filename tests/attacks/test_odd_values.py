@@ -201,7 +201,7 @@ def test_a_record_that_no_reader_would_take_is_not_written(store: Path) -> None:
     before = records.read_records(NAME)
     for odd in (float("nan"), float("inf")):
         with pytest.raises(PromotionError, match="nan or infinity"):
-            append(NAME, {"action": "promote", "to_version": 1, "decisions": [{"comparison": {"p95": odd}}]}, before, None)
+            append(NAME, {"action": "promote", "to_version": 1, "decisions": [{"comparison": {"p95": odd}}]}, before)
     assert records.read_records(NAME) == before
 
 

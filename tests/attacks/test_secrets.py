@@ -142,8 +142,9 @@ def test_answers_older_than_the_retention_go_and_leave_a_record_without_their_wo
 def test_a_pruning_that_is_killed_loses_no_answer_that_is_kept(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = log(400, 0)
 
-    def killed(*arguments: object) -> None:
-        raise KeyboardInterrupt
+    def killed(path: Path, *_: object) -> None:
+        if path == answers_file("mine"):
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(answers, "write_atomic", killed)

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from components import settings
 from components.artifacts import DatasetArtifact
 from components.data.config import DataConfig
 from components.data.snapshot import snapshot
 from components.errors import ConfigError, DataError, ModelError
+from components.signing.keys import make_key, trusted_keys
 from flows.cli.build import study
 from flows.cli.parser import build_parser
 from flows.cli.search import run
@@ -158,3 +160,34 @@ def test_cells_that_name_none_do_not_run_the_whole_study(tmp_path: Path) -> None
     given = build_parser().parse_args(["study", "worth", "--cells", " , ", "--data", str(write_folder(tmp_path))])
     with pytest.raises(ConfigError, match="--cells ' , ' names no cell, and all of them would run"):
         study(given)
+
+
+@pytest.mark.parametrize(
+    ("words", "role"),
+    [
+        (("history",), None),
+        (("history", "--strike", "2", "--as", "Ada", "--reason", "forged"), "promoter"),
+        (("keys", "list"), None),
+        (("keys", "sign"), "promoter"),
+        (("rollback", "--as", "Ada", "--reason", "slow"), "promoter"),
+    ],
+)
+def test_what_changes_records_goes_through_the_server_with_sign_in(
+    words: tuple[str, ...], role: str | None, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A strike was written around it, past the audit log."""
+    asked: list[str] = []
+    monkeypatch.setattr("flows.cli.main.sign_in", asked.append)
+    scalingnote(*words)
+    assert asked == ([role] if role else [])
+
+
+@pytest.mark.parametrize("words", [("keys", "sign"), ("keys", "rotate"), ("history", "--strike", "1", "--as", "Ada", "--reason", "forged")])
+def test_keys_do_not_sign_in_a_store_that_is_not_there(
+    words: tuple[str, ...], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rotation found nothing to sign there and withdrew the key, so that the champion of the true store was not served any more."""
+    key = make_key(settings.keys_folder() / "signing.pem")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mistyped.db'}")
+    assert_refused(scalingnote(*words), 2, "is not there, so there is nothing to tell or to change")
+    assert list(trusted_keys()) == [key.key_id] and not (tmp_path / "mistyped.db").exists()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 
 import pytest
@@ -98,3 +100,58 @@ def test_what_was_champion_is_told_where_a_forged_record_that_was_struck_out_bea
     monkeypatch.setattr(answers.record_store, "read_records", lambda _: records)
     answer = find_answer(log_answers(SERVED, ["heart"], [HITS])[0])
     assert answers._standing(answer) == "champion by promotion record 1"
+
+
+class Clock:
+    """The clock of the machine, as the log of answers reads it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.at = datetime(2026, 1, 1, tzinfo=UTC)
+        clock = self
+
+        class Now(datetime):
+            @classmethod
+            def now(cls, tz: tzinfo | None = None) -> datetime:
+                return clock.at.astimezone(tz)
+
+        monkeypatch.setattr(answers, "datetime", Now)
+
+    def prune_for(self, days: int, every: int = 7) -> list[int]:
+        """How many answers a schedule removed at each of its runs of so many days; 0 too where it asked for a gap."""
+        removed = []
+        for _ in range(0, days, every):
+            self.at += timedelta(days=every)
+            with suppress(ConfigError):
+                removed.append(answers.prune_answers("retriever").removed)
+        return removed
+
+
+def test_a_schedule_removes_answers_after_a_silence_that_it_has_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After half a year without an answer it asked for `--gap` at every run, for ever."""
+    clock = Clock(monkeypatch)
+    log_answers(SERVED, ["a", "b"], [HITS, HITS])
+    assert sum(clock.prune_for(182)) == 0
+    assert clock.prune_for(14) == [2, 0]
+
+
+def test_a_schedule_that_begins_after_the_silence_waits_until_its_own_days_show_the_age(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    log_answers(SERVED, ["a"], [HITS])
+    clock.at += timedelta(days=300)
+    with pytest.raises(ConfigError, match="A schedule needs none: it removes them once it has seen the clock go on for 183 days"):
+        answers.prune_answers("retriever")
+    assert sum(clock.prune_for(180)) == 0 and sum(clock.prune_for(14)) == 1
+
+
+@pytest.mark.parametrize("put_right", [True, False])
+def test_a_clock_that_jumped_ahead_removes_nothing_that_has_to_be_kept(put_right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    log_answers(SERVED, ["a"], [HITS])
+    clock.prune_for(28)
+    clock.at += timedelta(days=400)
+    assert sum(clock.prune_for(28)) == 0
+    log_answers(SERVED, ["of the wrong time"], [HITS])
+    if put_right:
+        clock.at -= timedelta(days=400)
+    assert sum(clock.prune_for(120)) == 0, "the answer is 176 days old"
+    assert sum(clock.prune_for(90)) == (1 if put_right else 2)

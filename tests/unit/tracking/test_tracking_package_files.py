@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from components.artifacts import readable_json
 from components.errors import ArtifactError
+from components.tracking import packaging
 from components.tracking.packaging import LIST_FILE, SEALED_PATH, check_package, write_package
 
 
@@ -76,3 +78,20 @@ def test_a_list_that_fits_changed_code_is_not_the_registered_one(package: tuple[
         check_package([root / SEALED_PATH], digest)
     assert check_package([root / SEALED_PATH, same / SEALED_PATH], digest)  # the registered one is there
     assert forged != digest
+
+
+def test_a_cloud_that_does_not_answer_leaves_the_copy_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its library has errors of its own, and nothing could be searched although the release lay here."""
+    (tmp_path / "manifest.json").write_text("{}")
+    gone = type("EndpointConnectionError", (Exception,), {"__module__": "botocore.exceptions"})
+
+    def away(artifact_uri: str) -> list[Any]:
+        raise gone("Could not connect to the endpoint URL")
+
+    monkeypatch.setattr("mlflow.artifacts.list_artifacts", away)
+    assert packaging._is_current("s3://models/1", tmp_path) and "the copy on this machine is used" in caplog.text
+    monkeypatch.setattr("mlflow.artifacts.list_artifacts", lambda artifact_uri: [][1])
+    with pytest.raises(IndexError):
+        packaging._is_current("s3://models/1", tmp_path)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos import databricks_pb2
 
 from components.artifacts import digest_of
 from components.errors import ArtifactError, PromotionError
@@ -16,7 +18,7 @@ from components.tracking import promotion_records as chain
 from components.tracking import promotion_records as records
 from components.tracking.packaging import local_path
 from components.tracking.promotion_records import append_record, open_chain, read_records
-from components.tracking.store import client
+from components.tracking.store import TrackingError, client
 
 EXPERIMENT = "retriever-promotions"
 
@@ -209,3 +211,21 @@ def test_an_experiment_of_another_making_is_refused(store: Path) -> None:
     client().create_experiment(EXPERIMENT)
     with pytest.raises(ArtifactError, match="names no chain of promotion records"):
         append(1)
+
+
+@pytest.mark.parametrize("store", ["client"], indirect=True)
+def test_a_server_that_is_in_trouble_has_not_lost_the_chain(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was told as deleted, which is a refusal that the watching promoter remembers."""
+    append(1)
+    real, codes = client().get_run, iter(["TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR"])
+
+    def unwell(run_id: str) -> Any:
+        raise MlflowException("try again later", error_code=getattr(databricks_pb2, next(codes)))
+
+    monkeypatch.setattr(client(), "get_run", unwell)
+    with pytest.raises(TrackingError, match="Could not read the promotion records"):
+        read_records("retriever")
+    with pytest.raises(TrackingError, match="Could not look for runs"):
+        records.foreign_runs("retriever")
+    monkeypatch.setattr(client(), "get_run", real)
+    assert len(read_records("retriever")) == 1
