@@ -119,6 +119,12 @@ def end_of(run_id: str) -> End | None:
     return None
 
 
+def finished_runs() -> dict[str, End]:
+    """The runs that finished and whose store could not be told: their marks stay, for Prefect."""
+    ended = {path.stem: end_of(path.stem) for path in _folder().glob("*.json")}
+    return {run_id: end for run_id, end in ended.items() if end is not None and end.status == "FINISHED"}
+
+
 def first_started() -> float:
     """When the flow began that has run longest of those that run now, in seconds since 1970; infinite where none does."""
     began = [math.inf]

@@ -171,7 +171,7 @@ def _refuse_outside(chain: Chain) -> None:
 
 @translated("look for runs beside the promotion records")
 def foreign_runs(retriever_name: str) -> list[str]:
-    """Ids of runs among the records that are none, and claims of no place: they change nothing, but somebody writes there who should not."""
+    """Ids of runs among the records that are none, and claims of no place: they change nothing, but nobody should write there."""
     chain = open_chain(_experiment(retriever_name))
     return [] if chain is None else [*chain.foreign(), *chain.strange_claims()]
 

@@ -19,7 +19,7 @@ from components import settings
 from components.artifacts import MANIFEST, Artifact, digest_of
 from components.tracking import labels
 from components.tracking.embedded import reader
-from components.tracking.live import KILLED, End, end_of
+from components.tracking.live import KILLED, End, end_of, finished_runs
 from components.tracking.packaging import local_path
 from components.tracking.provenance import Provenance, claimed_user, provenance_tags, source_tags
 from components.tracking.registry import input_tags, log_inputs, log_output, log_source
@@ -255,8 +255,10 @@ def _search(name: str, condition: str, latest: int) -> Run | None:
 def newest_flow_run(name: str, flow: str) -> FlowRun | None:
     """The newest finished run of `flow` in the experiment `name`, with the configuration that it recorded; None where there is none.
 
-    One whose start is still to come counts where there is no other.
+    One whose start is still to come counts where there is no other, and one that finished while the store was gone is closed now.
     """
+    for run_id, end in finished_runs().items():
+        close_left_run(run_id, end)
     condition = f"tags.`{labels.FLOW}` = '{flow}' and attributes.status = 'FINISHED'"
     found = _search(name, condition, _latest()) or _search(name, condition, _NEVER)
     return read_flow_run(found.info.run_id) if found else None

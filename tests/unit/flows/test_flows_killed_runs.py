@@ -22,7 +22,7 @@ from prefect.utilities.engine import capture_sigterm, is_prefect_sigterm_handler
 
 from components.tracking.live import KILLED, End, end_of
 from components.tracking.provenance import collect_provenance
-from components.tracking.runs import CANCELLED, last_flow_run, open_flow_run, open_step
+from components.tracking.runs import CANCELLED, last_flow_run, newest_flow_run, open_flow_run, open_step
 from components.tracking.store import TrackingError, client
 from flows import cli, servers
 from flows import recorder as recording
@@ -165,6 +165,8 @@ def test_a_run_that_finished_while_its_server_was_gone_is_closed_as_finished(
     assert status(left.run_id) == "RUNNING" and "All is done and recorded" in capsys.readouterr().out
     told = last_flow_run("retriever")
     assert told is not None and (told["state"], told["why"]) == ("finished", "")
+    found = newest_flow_run("retriever", "retrain")  # as a refresh looks for adopted vectors, before it opens a run
+    assert found is not None and found.run_id == left.run_id
     with recorded_flow("retriever", "retrain", {}):
         run = client().get_run(left.run_id)
         assert (run.info.status, run.data.tags.get("scalingnote.error")) == ("FINISHED", None)
