@@ -192,12 +192,12 @@ def run_flow(flow: str, *arguments: Any, **named: Any) -> Any:
                     _delete_old_runs()
                 return result
         except (httpx.TransportError, httpx.HTTPStatusError, RuntimeError) as error:
+            if (recorder := sys.modules.get("flows.recorder")) is not None:  # not loaded by a flow that records nothing
+                recorder.leave_untold()
             if given and (isinstance(error, httpx.HTTPStatusError) or str(error).startswith("Found incompatible versions")):
                 raise ServerError(_other_version(given, error)) from error
             if not isinstance(error, httpx.TransportError) and not str(error).startswith("Failed to reach API"):
                 raise
-            if (recorder := sys.modules.get("flows.recorder")) is not None:  # not loaded by a flow that records nothing
-                recorder.leave_untold()
             if given or not left:
                 raise ServerError(
                     f"Prefect's server {without_user(api)} does not answer as one ({type(error).__name__}): it stopped, or another program "

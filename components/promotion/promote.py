@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from components import settings
 from components.artifacts import digest_of, read_json, write_json
-from components.errors import ArtifactError, ModelError, PromotionError, ScalingNoteError
+from components.errors import ArtifactError, ModelError, PromotionError, ScalingNoteError, lack_behind
 from components.gates.policy import foreign_policy
 from components.promotion.approval import (
     Approval,
@@ -64,7 +64,7 @@ from components.release.manifest import ReleaseManifest, load_release
 from components.release.open import resolve
 from components.signing.statements import record_signer, require_vouched
 from components.text import written
-from components.tracking import labels, registry
+from components.tracking import labels, registry, store
 from components.tracking import promotion_records as record_store
 
 if TYPE_CHECKING:
@@ -420,6 +420,8 @@ def _smoke(version: int, manifest: ReleaseManifest, smoke: Smoke) -> None:
     try:
         smoke(manifest)
     except ScalingNoteError as error:
+        if isinstance(error, store.TrackingError) or lack_behind(error):  # of the server or of this machine, and no fault of the release
+            raise
         message = f"release/{version} failed its smoke queries, nothing was changed. {error} Approve another candidate."
         raise PromotionError(message) from error
 

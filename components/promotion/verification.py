@@ -36,6 +36,7 @@ from components.signing.statements import check_audit, check_records, check_rele
 from components.text import written
 from components.tracking.packaging import check_package
 from components.tracking.server.permissions import POLICY_VARIABLE, sources
+from components.tracking.store import TrackingError, require_answer
 
 if TYPE_CHECKING:
     from components.evaluation.report import Evaluation
@@ -55,7 +56,10 @@ class Check:
 
 @dataclass
 class _Report:
+    """`own`: the checks are of the release itself, for which all that they need has to be there."""
+
     checks: list[Check] = field(default_factory=list)
+    own: bool = False
 
     def run(self, name: str, check: Callable[[], T], detail: Callable[[T], str] = str) -> T | None:
         """Run one check and keep its outcome; None when it failed."""
@@ -69,6 +73,10 @@ class _Report:
                     f"The check '{name}' could not be made on this machine, which says nothing of the release: {lack}. Run it again where "
                     "there is more room, or with higher limits (`ulimit -a`)."
                 ) from error
+            if isinstance(error, TrackingError):  # a server in trouble says nothing of the release either
+                if self.own:
+                    raise
+                require_answer()
             missing = f"The field {error} is missing." if isinstance(error, KeyError) else ""
             if isinstance(error, TypeError | AttributeError | IndexError):
                 missing = f"What stands there has another form than any that a command writes ({error})."
@@ -79,7 +87,8 @@ class _Report:
 def verify_release(name: str, ref: str) -> list[Check]:
     """Check what `ref` (champion, previous, candidate/N, release/N) names, and the signatures and the audit log that it rests on.
 
-    Findings are returned, never raised; PromotionError only when `ref` names nothing, ConfigError for trusted keys that are none.
+    Findings are returned, never raised; PromotionError only when `ref` names nothing, ConfigError for trusted keys that are none,
+    TrackingError for a server that is gone or in trouble.
     """
     try:
         alarm = settled_release(name).alarm if ref == CHAMPION else None
@@ -130,7 +139,7 @@ def _installed_policy(store: Store) -> str:
 
 
 def _own_checks(store: Store, lost: str = "") -> list[Check]:
-    report, keys = _Report(), trusted_keys()
+    report, keys = _Report(own=True), trusted_keys()
     report.run("promotion record", lambda: _recorded(store))
     artifacts = report.run("files", lambda: _files(store), lambda found: f"digest {found[0].digest[:12]}")
     if artifacts is None:

@@ -20,6 +20,7 @@ from components.serving.answer_log import logged_queries
 from components.serving.loader import open_retriever
 from components.serving.retriever import Retriever
 from components.tracking import registry
+from components.tracking.store import TrackingError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,7 +74,7 @@ def compare_again(folder: Path, champion: int | None) -> DatedDecision:
         measured = None if all(limit is None for limit in asked) else time_both(manifest, champion)
         return decide_against(folder, champion, measured, shared=values_of_both(manifest, folder, champion))
     except ScalingNoteError as error:
-        if lack_behind(error):  # of this machine, and no fault of either release
+        if isinstance(error, TrackingError) or lack_behind(error):  # of the server or of this machine, and no fault of either release
             raise
         return decide_against(folder, champion, problem=f"The comparison with release/{champion} failed: {error}")
 

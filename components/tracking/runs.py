@@ -23,7 +23,7 @@ from components.tracking.live import KILLED, End, end_of, finished_runs
 from components.tracking.packaging import local_path
 from components.tracking.provenance import Provenance, claimed_user, provenance_tags, source_tags
 from components.tracking.registry import input_tags, log_inputs, log_output, log_source
-from components.tracking.store import NOTE, client, error_code, experiment_id, translated
+from components.tracking.store import NOTE, client, error_code, experiment_id, require_answer, translated
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -273,6 +273,7 @@ def _recorded_config(run_id: str, location: str) -> dict[str, Any] | None:
             file = stored / _CONFIG if stored else Path(client().download_artifacts(run_id, _CONFIG, folder))
             found = json.loads(file.read_bytes())
         except (MlflowException, OSError, ValueError):
+            require_answer()  # a server that is gone does not say that there is none
             return None
     return found if isinstance(found, dict) else None
 

@@ -16,8 +16,10 @@ from components.gates.decision import GateInputs
 from components.gates.measures import METHOD
 from components.promotion.approval import approve
 from components.promotion.promote import Change, promote, resolve, rollback
+from components.promotion.verification import _Report
 from components.release.champion import servable_release, settled_release
 from components.release.manifest import EVALUATION_FOLDER, ReleaseManifest
+from components.tracking.store import TrackingError
 from tests.unit.promotion_world import FACTS, GOOD, NAME, POLICY, Killed, MemoryTracking, World, rewrite
 
 RELEASE = f"{NAME}-release"
@@ -344,3 +346,37 @@ def test_references(world: World) -> None:
     for wrong in ("best", "release/", "release/x", "query/1", ""):
         with pytest.raises(PromotionError, match="Expected champion, previous"):
             resolve(NAME, wrong)
+
+
+def test_a_server_in_trouble_is_no_fault_of_a_release(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was told as a release that does not verify, the watching promoter waited, and a rollback went past a release that was whole."""
+
+    def gone(*_: object) -> Any:
+        raise TrackingError("the server is gone")
+
+    for _ in range(3):
+        release(world)
+    approve(NAME, world.candidate(), "Ada")
+    before = world.tracking.state()
+    with pytest.raises(TrackingError, match="is gone"):
+        promote(NAME, gone)
+    with monkeypatch.context() as patch:
+        patch.setattr("components.promotion.verification.check_package", gone)
+        for change in (lambda: promote(NAME, no_smoke), lambda: rollback(NAME, "Bob", "slow", past_lost=True)):
+            with pytest.raises(TrackingError, match="is gone"):
+                change()
+    assert world.tracking.state() == before
+    assert promote(NAME, no_smoke).to_version == 4
+    assert rollback(NAME, "Bob", "slow", past_lost=True).to_version == 3
+
+
+def test_a_check_of_the_surroundings_is_a_finding_as_long_as_the_server_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: object) -> Any:
+        raise TrackingError("this user may not read the audit log")
+
+    report = _Report()
+    report.run("audit log", gone)
+    assert [check.ok for check in report.checks] == [False]
+    monkeypatch.setattr("components.promotion.verification.require_answer", gone)
+    with pytest.raises(TrackingError):
+        report.run("audit log", gone)
