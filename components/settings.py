@@ -381,8 +381,6 @@ def activate() -> None:
         # Prefect keeps every run for ever by itself. With this those that ended 90 days ago are deleted
         # (PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD, in seconds); lineage and records lie in MLflow.
         "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
-        # In memory the holders of limited slots end with the server: a slot whose run was killed with it was taken for ever.
-        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         # The server inside the process takes 6 s to start, but a loaded machine has made it miss the default of 20 s.
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
         "GX_ANALYTICS_ENABLED": "false",

@@ -112,6 +112,9 @@ def prefect_plan(port: int, account: str = "") -> ServerPlan:
         "PREFECT_LOGGING_LEVEL": "INFO",  # our commands silence Prefect, but the log must say why a server ended
         # Prefect's second page asks a host of its makers' at every load, with its analytics switched off too; the first one does not.
         "PREFECT_SERVER_UI_V2_ENABLED": os.environ.get("PREFECT_SERVER_UI_V2_ENABLED", "false"),
+        # In memory the holders of limited slots end with the server: a slot whose run was killed with it was taken for ever.
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": os.environ.get("PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE")
+        or "prefect.server.concurrency.lease_storage.filesystem",
         **LOUD,
         # The server's own services are clients of its API.
         **({"PREFECT_SERVER_API_AUTH_STRING": account, "PREFECT_API_AUTH_STRING": account} if account else {}),
@@ -321,6 +324,11 @@ class _Small:
 
 
 _small: list[_Small] = []  # one or none
+
+
+def runs_on_own_server() -> bool:
+    """Whether flows of this process run on its own small server, over the database of the home folder."""
+    return bool(_small)
 
 
 def _small_server() -> str:
