@@ -124,3 +124,12 @@ def test_prefect_asks_for_a_password_where_mlflow_does(note: Path) -> None:
     assert prefect_plan(4200, account).environment["PREFECT_SERVER_API_AUTH_STRING"] == account
     assert not any(account in word for word in prefect_plan(4200, account).command)  # arguments are everybody's
     assert "PREFECT_SERVER_API_AUTH_STRING" not in prefect_plan(4200).environment
+
+
+def test_who_holds_a_limited_slot_outlives_the_server_that_people_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a restart of the machine in the middle of a run its slot was taken for ever."""
+    name = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
+    monkeypatch.delenv(name, raising=False)
+    assert prefect_plan(4200).environment[name] == "prefect.server.concurrency.lease_storage.filesystem"
+    monkeypatch.setenv(name, "a.team.has.its.own")
+    assert prefect_plan(4200).environment[name] == "a.team.has.its.own"
