@@ -19,7 +19,7 @@ from components.errors import masked
 from components.evidence.metrics import step_metrics
 from components.release.manifest import LineageNode
 from components.signing.keys import load_signing_key
-from components.tracking.live import End, LiveStep, Mark, leave_mark, left_behind, live_step, marked_as_running, nobody_runs
+from components.tracking.live import End, LiveStep, Mark, leave_mark, left_behind, live_step, marked_as_running
 from components.tracking.provenance import Provenance, collect_provenance, version_tags
 from components.tracking.registry import RegisteredVersion, register
 from components.tracking.runs import (
@@ -41,8 +41,7 @@ from components.tracking.runs import (
 from components.tracking.store import TrackingError
 from flows.planning import left_after
 from flows.reporting import cancelled_runs, logged_lines, say, show_link, tag_run
-from flows.runner import Done, Step, Timing, free_card, run_step, was_cancelled
-from flows.servers import runs_on_own_server
+from flows.runner import Done, Step, Timing, run_step, was_cancelled
 
 if TYPE_CHECKING:
     from prefect.states import State
@@ -203,8 +202,6 @@ def recorded_flow(name: str, flow: str, parameters: Mapping[str, Any], again: It
         try:
             for left, about, end in left_behind():
                 _close_left(left, about.get("prefect_flow_run_id"), end)
-            if runs_on_own_server() and nobody_runs():
-                free_card()
             tag_run(("scalingnote", f"retriever:{name}"))
             show_link(f"{name}-mlflow", run_link(run_id), "This run in MLflow")
             mark = marks.enter_context(marked_as_running(run_id, {"prefect_flow_run_id": flow_run.id}))

@@ -181,18 +181,6 @@ def _card_is_limited(_run: str) -> bool:
     return False
 
 
-def free_card() -> None:
-    """Take the card back from commands that were killed while they had it: who had it was known to their own small server alone.
-
-    To be called on such a server while no other flow of the home runs.
-    """
-    from prefect.client.orchestration import get_client
-
-    with suppress(Exception), get_client(sync_client=True) as client:  # mostly there is no such limit
-        if client.read_concurrency_limit_by_tag(CARD) is not None:
-            client.reset_concurrency_limit_by_tag(CARD)
-
-
 @cache
 def _as_task(name: str, limited: bool) -> Any:
     """The task of the step `name`, with a key of its own that stays the same when our code changes, for filters and automations."""

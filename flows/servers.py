@@ -326,11 +326,6 @@ class _Small:
 _small: list[_Small] = []  # one or none
 
 
-def runs_on_own_server() -> bool:
-    """Whether flows of this process run on its own small server, over the database of the home folder."""
-    return bool(_small)
-
-
 def _small_server() -> str:
     """Address of the API of this process's own server, started at the first call and again if it has ended."""
     if _small and _small[0].process.poll() is None:

@@ -119,11 +119,6 @@ def end_of(run_id: str) -> End | None:
     return None
 
 
-def nobody_runs() -> bool:
-    """Whether no run of this home has a mark, once those that were `left_behind` are gone."""
-    return not any(_folder().glob("*.json"))
-
-
 def finished_runs() -> dict[str, End]:
     """The runs that finished and whose store could not be told: their marks stay, for Prefect."""
     ended = {path.stem: end_of(path.stem) for path in _folder().glob("*.json")}

@@ -141,44 +141,6 @@ def test_a_small_server_that_fails_in_mid_run_costs_no_work(home: Path, how: sig
     assert "another is started" in done.stderr
 
 
-@pytest.mark.server
-def test_a_command_that_was_killed_while_it_had_the_card_leaves_it_to_the_next(home: Path) -> None:
-    """Who held the limit `gpu` was known to its server alone, which ended with it: every later command waited for the card for ever."""
-    code = """
-import os, sys
-from components import settings
-settings.activate()
-from prefect import flow, task
-from prefect.client.orchestration import get_client
-from flows import servers
-from flows.recorder import recorded_flow
-
-@task(tags={"gpu"})
-def step():
-    if sys.argv[1] == "killed":
-        os.kill(os.getpid(), 9)
-    return 7
-
-@flow
-def line():
-    with get_client(sync_client=True) as client:
-        if sys.argv[1] == "killed":
-            client.create_concurrency_limit("gpu", 1)
-    with recorded_flow("retriever", "retrain", {}):
-        return {"made": step()}
-
-print(servers.run_flow("__main__:line"), flush=True)
-"""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")} | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", code]
-    first, second = (
-        subprocess.run([*command, how], cwd=home, env=environment, capture_output=True, text=True, timeout=limit)
-        for how, limit in (("killed", 600), ("lives", 180))
-    )
-    assert first.returncode == -signal.SIGKILL, first.stderr[-3000:]
-    assert "{'made': 7}" in second.stdout, second.stderr[-3000:]
-
-
 def once_told(folder: Path) -> Artifact:
     """A step's work, which lasts until a line comes in."""
     print("working", flush=True)

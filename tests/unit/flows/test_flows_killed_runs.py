@@ -185,18 +185,6 @@ def test_an_end_that_a_full_disk_has_torn_is_that_of_a_killed_run(home: Path) ->
         assert status(run_id) == "KILLED"
 
 
-def test_the_card_is_taken_back_on_a_server_of_our_own_while_no_other_flow_runs(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    taken_back: list[bool] = []
-    monkeypatch.setattr(recording, "free_card", lambda: taken_back.append(True))
-    with recorded_flow("retriever", "retrain", {}):
-        assert taken_back == [], "on a server of a team others may have it"
-    monkeypatch.setattr(recording, "runs_on_own_server", lambda: True)
-    with recorded_flow("retriever", "retrain", {}):
-        assert taken_back == [True]
-        with recorded_flow("other", "retrain", {}):
-            assert taken_back == [True], "the flow that runs beside may have it"
-
-
 def test_a_run_whose_end_prefect_could_not_be_told_is_told_by_the_next_flow(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its server was gone when the run ended: MLflow called it finished, and Prefect's page running for ever."""
     told: list[Any] = []
