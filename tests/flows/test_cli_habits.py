@@ -86,6 +86,7 @@ def test_wrong_arguments_are_json_where_that_was_asked_for(words: tuple[str, ...
         (("keys", "rotate", "release/1"), "keys rotate does nothing with 'release/1'"),
         (("keys", "new", "--name", "shop"), "keys new does nothing with 'shop'"),
         (("keys", "certificate", "previous"), "keys certificate does nothing with 'previous'"),
+        (("export", "--qdrant", ":memory:"), "--qdrant :memory: is a store that ends with this command"),
         (("export", "--to", "folder", "--collection", "mine"), "--collection mine names what --qdrant makes"),
         (("export", "--signed", "folder", "--collection", "mine"), "--collection mine names what --qdrant makes"),
         (("trace", "index/1", "--release", "candidate/1"), "'index/1' is none"),
