@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Store = Literal["qdrant", "milvus", "pgvector"]
 STORES: Mapping[Store, str] = {"qdrant": "Qdrant", "milvus": "Milvus", "pgvector": "PostgreSQL"}
 ID_FIELDS = ("doc_id", "_id", "docid", "document_id")  # fields that are taken for the data's ids before the database's own ids are
-_SERVER = re.compile(r"[\w.-]+:\d{1,5}/?")  # localhost:6333
+_SERVER = re.compile(r"localhost/?|([\w.-]+|\[[0-9a-fA-F:.]+\]):\d{1,5}/?")  # localhost:6333
 ROWS = 500  # in one answer of the database
 GROUP = 64  # answers in one row group of the copy
 SECONDS = 10  # until a database that does not answer is given up
