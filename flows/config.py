@@ -413,22 +413,18 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
         if value is None and (within := next((other for other in flat if str(other).startswith(f"{key}.")), None)):
             raise ConfigError(f"{key} is taken back (null), and {within} is set. Leave one of them out.")
         section, dot, rest = str(key).partition(".")
-        result = _merged(result, {section: nested({rest: value})} if dot else _spelled_out({section: value}))
+        result = _merged(result, _spelled_out({section: nested({rest: value}) if dot else _in_full(section, value)}))
     return result
 
 
-_IN_ONE_WORD = {"on_violation": tuple(ViolationConfig.model_fields)}  # sections of which one word means all fields
-
-
 def _spelled_out(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with such words as the sections that they stand for, so that a single field can be laid over them."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, str) and key in _IN_ONE_WORD:
-            found[key] = dict.fromkeys(_IN_ONE_WORD[key], value)
-        else:
-            found[key] = _spelled_out(value) if isinstance(value, Mapping) else value
-    return found
+    """`values` with a word that stands for a whole section as that section, so that a single field can be laid over it."""
+    data = values.get("data")
+    return {**values, "data": {key: _in_full(key, value) for key, value in data.items()}} if isinstance(data, Mapping) else dict(values)
+
+
+def _in_full(field: str, value: Any) -> Any:
+    return dict.fromkeys(ViolationConfig.model_fields, value) if field == "on_violation" and isinstance(value, str) else value
 
 
 def _without_empty_sections(values: Mapping[str, Any]) -> dict[str, Any]:

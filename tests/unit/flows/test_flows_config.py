@@ -204,6 +204,7 @@ def test_all_wrong_fields_are_named_at_once(tmp_path: Path) -> None:
         ("\x01", "not valid YAML"),
         ("- 1\n", "found list"),
         ("3: 4\n", "3: unknown field"),
+        ("towers: &a {steps: 3, companion: *a}\n", "towers.companion"),
         ("!!python/object/apply:os.getcwd []\n", "not valid YAML"),
     ],
 )
