@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from logging import WARNING
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -49,7 +50,7 @@ from components.tracking.registry import (
 from components.tracking.runs import evidence_links, version_link
 from flows.config import RetrainConfig
 from flows.recorder import Recorder
-from flows.reporting import emit, mlflow_address, shown_if_possible
+from flows.reporting import emit, mlflow_address, say, shown_if_possible
 from flows.runner import Step
 
 if TYPE_CHECKING:
@@ -368,6 +369,12 @@ def queries_in_common(config: RetrainConfig, dataset: Dataset, refused: bool) ->
     if config.policy.min_off_distribution_retention is None:
         return []
     return shared_queries(dataset, config.evaluation.extra_splits, (DEV, config.evaluation.split), refused)
+
+
+def say_queries_in_common(config: RetrainConfig, dataset: Dataset, refused: bool) -> None:
+    """Warn of them before anything is made; raises DataError as `shared_queries` does where they are `refused`."""
+    for said in queries_in_common(config, dataset, refused):
+        say(f"[snapshot_data] {said}", WARNING)
 
 
 def with_queries_in_common(config: RetrainConfig, parts: CandidateParts) -> CandidateParts:

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from components.data.config import DataConfig
+from components.data.config import DataConfig, ViolationConfig
 from components.distillation.config import DistillationConfig
 from components.errors import ConfigError
 from components.evaluation.config import EvaluationConfig
@@ -275,7 +275,7 @@ def settle(model: type[Settings], layers: Sequence[Layer]) -> Settings:
     """
     merged: list[dict[str, Any]] = [{}]
     for layer in layers:
-        merged.append(_merged(merged[-1], layer.values))
+        merged.append(_merged(merged[-1], _spelled_out(layer.values)))
     sources = [layer.source for layer in layers]
     settled = _checked(model, merged[-1], sources)
     if idle := [line for layer, so_far in zip(layers, merged[1:], strict=True) for line in _without_effect(layer, so_far, settled)]:
@@ -350,7 +350,12 @@ def read_yaml(file: Path) -> dict[str, Any]:
         content = strict_yaml(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"The configuration file {file} does not exist.") from None
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
+    except UnicodeDecodeError:
+        raise ConfigError(f"The configuration file {file} cannot be read: it is not UTF-8. Convert it to UTF-8.") from None
+    except OSError as error:
+        said = "it is a folder. Name a file in it" if file.is_dir() else f"{error.strerror}. Check its permissions"
+        raise ConfigError(f"The configuration file {file} cannot be read: {said}.") from None
+    except RecursionError as error:
         raise ConfigError(f"The configuration file {file} cannot be read: {error}") from None
     except yaml.YAMLError as error:
         raise ConfigError(_yaml_problem(file, error)) from None
@@ -408,8 +413,18 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
         if value is None and (within := next((other for other in flat if str(other).startswith(f"{key}.")), None)):
             raise ConfigError(f"{key} is taken back (null), and {within} is set. Leave one of them out.")
         section, dot, rest = str(key).partition(".")
-        result = _merged(result, {section: nested({rest: value}) if dot else value})
+        result = _merged(result, _spelled_out({section: nested({rest: value}) if dot else _in_full(section, value)}))
     return result
+
+
+def _spelled_out(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with a word that stands for a whole section as that section, so that a single field can be laid over it."""
+    data = values.get("data")
+    return {**values, "data": {key: _in_full(key, value) for key, value in data.items()}} if isinstance(data, Mapping) else dict(values)
+
+
+def _in_full(field: str, value: Any) -> Any:
+    return dict.fromkeys(ViolationConfig.model_fields, value) if field == "on_violation" and isinstance(value, str) else value
 
 
 def _without_empty_sections(values: Mapping[str, Any]) -> dict[str, Any]:

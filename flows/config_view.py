@@ -204,12 +204,12 @@ def _kinds(value: Any) -> Any:
 def _gives(values: Any, path: Sequence[str]) -> bool:
     """Whether `values` hold something for the field at `path`; an empty section gives nothing, null within a section takes back."""
     for depth, part in enumerate(path[:-1]):
-        if not isinstance(values, Mapping) or part not in values:
+        if part not in values:
             return False
         values = values[part]
-        if values is None:
-            return depth > 0
-    return isinstance(values, Mapping) and path[-1] in values
+        if not isinstance(values, Mapping):
+            return depth > 0 if values is None else True  # one word for a whole section
+    return path[-1] in values
 
 
 def _resolved(schema: Any, definitions: Mapping[str, Any]) -> Any:

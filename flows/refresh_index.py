@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from logging import WARNING
 from typing import Annotated, Any, Protocol, TypeVar
 
 from prefect import flow
@@ -30,9 +29,9 @@ from components.tracking.registry import find_version
 from flows.candidate import (
     CandidateParts,
     CandidateResult,
-    queries_in_common,
     register_candidate,
     require_decidable,
+    say_queries_in_common,
     verdict_line,
 )
 from flows.config import RetrainConfig, amend_config, load_config, nested
@@ -169,8 +168,7 @@ def checked_data(config: RetrainConfig, recorder: Recorder, base: PinnedRelease)
     splits, tables = (config.evaluation.split, *config.evaluation.extra_splits), load_dataset(dataset.path)
     require_judged(tables, splits, config.evaluation.query_groups)
     require_not_trained_on(tables, splits)
-    for said in queries_in_common(config, tables, refused=False):
-        say(f"[snapshot_dataset] {said}", WARNING)
+    say_queries_in_common(config, tables, refused=False)
     if (seen := load_seen(base.artifact.path)) is not None:
         require_unseen(tables, splits, seen, base.title)
     return dataset, validation

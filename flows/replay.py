@@ -259,28 +259,27 @@ def replay(name: str, ref: str, data: str | None = None, build: bool = False) ->
     """
     base = open_pinned(name, ref)
     config = amend_config(with_vectors_at_home(base.manifest.config), {"data.source": data} if data else {}, base.title)
-    if data:
-        _require_source(config)
+    given = _source_digest(config) if data else None
     if build:
         from flows.servers import require_prefect
 
         _require_full(base)
         require_prefect()  # before minutes of measuring
     with scratch(settings.work_folder(), "replay-") as folder:
-        evaluation, verdict = _evaluate(config, base, folder)
+        evaluation, verdict = _evaluate(config, base, folder, given)
         rebuilt = _build(config, base, folder / "home") if build else None
     return Replayed(f"{base.model}/{base.version}", evaluation, verdict, base.manifest.decision.verdict, rebuilt)
 
 
-def _require_source(config: RetrainConfig) -> None:
-    """Raise DataError when the data is not there, also where the working files still hold the tables."""
+def _source_digest(config: RetrainConfig) -> str:
+    """Of the files of the data; raises DataError when they are not there, also where the working files still hold the tables."""
     from components.data.sources import source_digest
 
-    source_digest(config.data)
+    return source_digest(config.data)
 
 
-def _evaluate(config: RetrainConfig, base: PinnedRelease, folder: Path) -> tuple[RepeatedValues, str]:
-    dataset = _dataset(config, base, folder / "data")
+def _evaluate(config: RetrainConfig, base: PinnedRelease, folder: Path, given: str | None) -> tuple[RepeatedValues, str]:
+    dataset = _dataset(config, base, folder / "data", given)
     again = folder / "release"
     # The rest of the release as it is, so that the gates decide on the repeated numbers with all else equal.
     shutil.copytree(base.artifact.path, again, ignore=shutil.ignore_patterns(EVALUATION_FOLDER))
@@ -291,12 +290,12 @@ def _evaluate(config: RetrainConfig, base: PinnedRelease, folder: Path) -> tuple
     return compared, decide_on(base.manifest.name, base.manifest, again).verdict
 
 
-def _dataset(config: RetrainConfig, base: PinnedRelease, folder: Path) -> DatasetArtifact:
-    """The tables with the digest of the record: from the working files, else read again."""
+def _dataset(config: RetrainConfig, base: PinnedRelease, folder: Path, given: str | None) -> DatasetArtifact:
+    """The tables with the digest of the record: from the working files, else read again, as from files that are `given` and others."""
     from components.data.snapshot import snapshot
 
     wanted = base.manifest.dataset.digest
-    if kept := next(_kept(wanted), None):
+    if given in (None, base.manifest.dataset.source_digest) and (kept := next(_kept(wanted), None)):
         found: DatasetArtifact = typed(kept, DatasetArtifact)
         return found
     folder.mkdir()

@@ -8,7 +8,6 @@ snapshot -> validate -> train towers -> encode corpus -> build index     (towers
 from __future__ import annotations
 
 from dataclasses import dataclass
-from logging import WARNING
 from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect import flow
@@ -19,9 +18,9 @@ from components.evaluation.systems import EvaluationInputs
 from flows.candidate import (
     CandidateParts,
     CandidateResult,
-    queries_in_common,
     register_candidate,
     require_decidable,
+    say_queries_in_common,
     verdict_line,
 )
 from flows.config import RetrainConfig
@@ -196,8 +195,7 @@ def require_usable(config: RetrainConfig, dataset: DatasetArtifact) -> None:
     splits = (config.evaluation.split, *config.evaluation.extra_splits)
     require_judged(data, splits, config.evaluation.query_groups)
     require_not_trained_on(data, splits)
-    for said in queries_in_common(config, data, refused=True):
-        say(f"[snapshot_dataset] {said}", WARNING)
+    say_queries_in_common(config, data, refused=True)
     check_sources(data, config.distillation)
     check_before_towers(config.distillation, config.towers)
     key = usable_key(config.index, len(data.documents), width_of(config.towers))

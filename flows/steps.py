@@ -113,7 +113,7 @@ def towers_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
         stored = expanded(towers.vectors)
         settings["vectors_digest"] = files_digest(stored)
         if towers.base_model in WITHOUT_WEIGHTS:
-            make = partial(adopt_vectors, dataset, stored)
+            make = partial(adopt_vectors, dataset, stored, expected=settings["vectors_digest"])
     return Step("train_towers", make, {"dataset": dataset}, settings, resumes=TRAINING_FILES)
 
 

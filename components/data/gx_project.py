@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from components.artifacts import digest_of
 from components.data.contracts import Contract
 from components.data.dataset import Dataset
 from components.data.validation import cannot_check, compile_suite, forget_texts, with_helper_columns
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 CHECKPOINT = "contracts"
 TABLES = "tables"  # folder of the checked tables, beside the project's own folder `gx`
 _SOURCE = "tables"
+_LONGEST = 80  # letters of a name in a path
+_FOREIGN = re.compile(r"[^\w -]")
+_PLAIN = re.compile(rf"[\w .-]{{1,{_LONGEST}}}")
 _SHOWN = 5  # unexpected values that a result names
 
 
@@ -87,15 +92,22 @@ def _definition(context: FileDataContext, dataset: Dataset, contract: Contract, 
     rules = [rule for rule in contract.rules if rule.table == table]
     unchecked = {rule.name for rule in rules if cannot_check(dataset, rule)}
     frame = with_helper_columns(dataset, table, tuple(rule for rule in rules if rule.name not in unchecked))
-    name = f"{contract.name}-{table}"
+    name = f"{_in_paths(contract.name)}-{table}"
     frame.to_parquet(tables / f"{name}.parquet", index=False)
     suite = compile_suite(contract, table, without=unchecked)
-    suite.name = suite.name.replace(".", "_")  # a dot would make a folder
+    suite.name = f"{_in_paths(contract.name)}-{_in_paths(contract.version)}-{table}".replace(".", "_")  # a dot would make a folder
     suite = context.suites.add_or_update(suite)
     source = context.data_sources.add_or_update_pandas_filesystem(f"{_SOURCE}-{name}", base_directory=tables)
     # Read back as they were checked: pandas' own default type for text is none that its expectations of types know.
     batch = source.add_parquet_asset(name, dtype_backend="numpy_nullable").add_batch_definition_path("all", path=f"{name}.parquet")
     return context.validation_definitions.add_or_update(ValidationDefinition(name=name, data=batch, suite=suite))
+
+
+def _in_paths(text: str) -> str:
+    """A contract's name or version as files are called and found: Great Expectations takes their names for regular expressions."""
+    if _PLAIN.fullmatch(text):
+        return text
+    return f"{_FOREIGN.sub('_', text)[:_LONGEST]}-{digest_of(text)[:8]}"  # two names that differ in such letters alone stay two
 
 
 def _checkpoint(context: FileDataContext, found: Sequence[ValidationDefinition]) -> Any:

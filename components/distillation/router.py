@@ -20,7 +20,7 @@ import numpy as np
 
 from components.distillation.student.forms import POOLINGS
 from components.distillation.student.storage import MODULES, dense_modules, load_student, save_tokenizer
-from components.errors import ArtifactError, ModelError
+from components.errors import ConfigError, ModelError
 from components.towers import hub
 from components.towers.base_models import is_on_hub
 from components.towers.config import WITHOUT_WEIGHTS
@@ -144,9 +144,9 @@ def _student_modules(folder: Path) -> list[Any]:
 
 
 def require_new(folder: Path) -> None:
-    """Raise ArtifactError unless `folder` is new or empty: files of another model would be loaded with this one."""
+    """Raise ConfigError unless `folder` is new or empty: files of another model would be loaded with this one."""
     if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
-        raise ArtifactError(f"{folder} is there already and not empty. Give a new or empty folder for the package.")
+        raise ConfigError(f"{folder} is there already and not empty. Give a new or empty folder for the package.")
 
 
 def _modules(tower: TowerEncoder, scratch: Path) -> list[Module]:

@@ -195,7 +195,10 @@ def follow(name: str, ref: str, release: str | None = None) -> Trace:
     that names nothing, ArtifactError for changed files.
     """
     if release is not None and any(form.match(ref) for form in (_MODEL, _PART, _RELEASE)):
-        raise ConfigError(f"--release says in which release a document's id is looked up, and '{ref}' is none. Leave it out.")
+        raise ConfigError(
+            f"--release says in which release a document's id is looked up, and '{ref}' is none. Leave it out, or write {DOCUMENT}{ref} "
+            "where a document has that id."
+        )
     if found := _MODEL.match(ref):
         return trace_model(found[1], _number(found[2], ref), ref)
     if found := _PART.match(ref):

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from components.planning.cost import UNITS, padded
+from components.planning.cost import UNITS
+from components.planning.facts import padded
 from components.settings import work_folder
 from components.towers.device import freed_at_once, give_back_memory
 from components.towers.tokens import tokens_of

@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.distillation.student.forms import FORMS
-from components.planning.facts import Facts, Texts
+from components.planning.facts import Facts, Texts, batch_tokens, padded, passed, real
 from components.towers.device import FREED_FROM, even_shapes, pick_dtype
-from components.towers.encoder import TOKENS_PER_BATCH, WORTH
+from components.towers.encoder import TOKENS_PER_BATCH
 from components.towers.losses import judge_length
 from components.towers.model_size import Shape, trained_layers
-from components.towers.tokens import batches_by_tokens, even_length, longest_text, tokens_of
+from components.towers.tokens import even_length, longest_text
 
 # Every unit of work, and what one of it is.
 UNITS: Mapping[str, str] = {
@@ -137,48 +137,11 @@ def seconds_of(work: Mapping[str, float], rates: Mapping[str, float]) -> float:
 def target_texts(config: Any, facts: Facts) -> list[Texts]:
     """The texts that the teacher encodes under `config`, which may ask for fewer titles, sentences and spans than the facts have."""
     limits = {source: getattr(config.distillation, source) for source in ("titles", "sentences", "spans")}
-    found = [_at_most(texts, limits.get(source)) for source, texts in facts.sources.items()]
+    found = [texts.at_most(limits.get(source)) for source, texts in facts.sources.items()]
     if config.distillation.generated and "train" in facts.sources:
         train = facts.sources["train"]
         found.append(Texts(config.distillation.generated, 0, train.teacher, train.student))
     return [texts for texts in found if texts.count]
-
-
-def _at_most(texts: Texts, limit: int | None) -> Texts:
-    if limit is None or texts.count <= limit:
-        return texts
-    return Texts(limit, round(texts.characters * limit / texts.count), texts.teacher, texts.student)
-
-
-def padded(lengths: NDArray[np.int64], count: int, cap: int, tokens: int, even: bool = False) -> float:
-    """Tokens, padding included, of `count` texts whose lengths are like `lengths`, in batches as the towers make them."""
-    if not len(lengths) or not count:
-        return 0.0
-    cut = np.minimum(lengths, cap)
-    if count < len(cut):
-        cut = cut[:count]
-    return sum(_batch_tokens(cut.tolist(), tokens, even)) * count / len(cut)
-
-
-def _batch_tokens(lengths: Sequence[int], tokens: int, even: bool) -> list[int]:
-    """Tokens of each batch of at most `tokens`, padding included."""
-    lengths = [even_length(length) for length in lengths] if even else lengths
-    return [tokens_of(lengths[batch[0]], len(batch), even) for batch in batches_by_tokens(lengths, tokens)]
-
-
-def passed(texts: Texts, count: int, cap: int, tokens: int, attention: str) -> float:
-    """Tokens of `count` texts like these that go through a saved tower, padding included and common beginnings counted once."""
-    plain = padded(texts.teacher, count, cap, tokens)
-    if attention != "causal" or texts.common is None or not len(texts.teacher):
-        return plain
-    cut = np.minimum(texts.teacher, cap)
-    kept = float((cut - np.minimum(texts.common, cut - 1)).sum() / cut.sum())
-    return kept * real(texts.teacher, count, cap) if kept <= WORTH else plain
-
-
-def real(lengths: NDArray[np.int64], count: int, cap: int) -> float:
-    """Tokens without padding of `count` texts whose lengths are like `lengths`."""
-    return float(np.minimum(lengths, cap).mean() * count) if len(lengths) else 0.0
 
 
 def _training(config: Any, facts: Facts) -> Work:
@@ -281,7 +244,7 @@ def _tokens_of_batch(towers: Any, facts: Facts, lengths: NDArray[np.int64]) -> t
         more = np.resize(np.minimum(facts.documents.teacher, towers.max_document_length), len(lengths) * towers.hard_negatives)
         documents += more.tolist()
     most, even = towers.chunk_size * longest_text(towers), even_shapes(towers.precision)
-    parts = [_batch_tokens(rows, most, even) for rows in (queries, documents)]
+    parts = [batch_tokens(rows, most, even) for rows in (queries, documents)]
     whole = float(sum(map(sum, parts)))
     if all(len(part) == 1 for part in parts):
         return whole, 0.0
@@ -345,7 +308,7 @@ def _distillation(config: Any, facts: Facts, targets: Sequence[Texts]) -> Work:
     # Noised copies have the teacher's vectors of their originals, whose lengths they about have.
     more, left = [], settings.noised
     for texts in targets:
-        more.append(_at_most(texts, min(left, texts.count)))
+        more.append(texts.at_most(left))
         left -= more[-1].count
     targets = [*targets, *(texts for texts in more if texts.count)]
     count, documents = sum(t.count for t in targets), facts.documents.count

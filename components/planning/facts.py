@@ -14,8 +14,9 @@ from components.distillation.config import DistillationConfig
 from components.errors import ModelError
 from components.evaluation.config import EvaluationConfig
 from components.towers.config import WITHOUT_WEIGHTS, CompanionConfig, JudgeConfig, TowerConfig
-from components.towers.encoder import common_lengths
+from components.towers.encoder import WORTH, common_lengths
 from components.towers.model_size import Shape, shape_of
+from components.towers.tokens import batches_by_tokens, even_length, tokens_of
 
 if TYPE_CHECKING:
     from components.data.dataset import Dataset
@@ -45,6 +46,12 @@ class Texts:
     def percentiles(self) -> tuple[int, ...]:
         """Tokens of the teacher at `SHARES`; empty where there are no texts."""
         return tuple(int(np.ceil(v)) for v in np.percentile(self.teacher, SHARES)) if len(self.teacher) else ()
+
+    def at_most(self, limit: int | None) -> Texts:
+        """So many of them, with their share of the characters; themselves where there are no more, or without a limit."""
+        if limit is None or self.count <= limit:
+            return self
+        return Texts(limit, round(self.characters * limit / self.count), self.teacher, self.student)
 
 
 @dataclass(frozen=True)
@@ -245,3 +252,37 @@ def _sample(count: int) -> list[int]:
     """At most SAMPLE of the numbers below `count`, in a fixed random order."""
     order = np.random.default_rng(0).permutation(count)
     return [int(i) for i in order[:SAMPLE]]
+
+
+# --- Tokens of texts in batches, by the functions that the steps themselves make their batches with.
+
+
+def padded(lengths: NDArray[np.int64], count: int, cap: int, tokens: int, even: bool = False) -> float:
+    """Tokens, padding included, of `count` texts whose lengths are like `lengths`, in batches as the towers make them."""
+    if not len(lengths) or not count:
+        return 0.0
+    cut = np.minimum(lengths, cap)
+    if count < len(cut):
+        cut = cut[:count]
+    return sum(batch_tokens(cut.tolist(), tokens, even)) * count / len(cut)
+
+
+def batch_tokens(lengths: Sequence[int], tokens: int, even: bool) -> list[int]:
+    """Tokens of each batch of at most `tokens`, padding included."""
+    lengths = [even_length(length) for length in lengths] if even else lengths
+    return [tokens_of(lengths[batch[0]], len(batch), even) for batch in batches_by_tokens(lengths, tokens)]
+
+
+def passed(texts: Texts, count: int, cap: int, tokens: int, attention: str) -> float:
+    """Tokens of `count` texts like these that go through a saved tower, padding included and common beginnings counted once."""
+    plain = padded(texts.teacher, count, cap, tokens)
+    if attention != "causal" or texts.common is None or not len(texts.teacher):
+        return plain
+    cut = np.minimum(texts.teacher, cap)
+    kept = float((cut - np.minimum(texts.common, cut - 1)).sum() / cut.sum())
+    return kept * real(texts.teacher, count, cap) if kept <= WORTH else plain
+
+
+def real(lengths: NDArray[np.int64], count: int, cap: int) -> float:
+    """Tokens without padding of `count` texts whose lengths are like `lengths`."""
+    return float(np.minimum(lengths, cap).mean() * count) if len(lengths) else 0.0

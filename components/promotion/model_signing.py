@@ -43,15 +43,15 @@ def export_signed(name: str, ref: str, target: Path) -> tuple[str, str, dict[str
 
     Returns its name, the id of the key, and its folders with their digests.
 
-    The bundle is written last: a folder without it is not finished. Raises ConfigError without a signing key or with one that is not
-    trusted, ArtifactError for a folder that holds something and for a release that `verify` does not find right, PromotionError for a
+    The bundle is written last: a folder without it is not finished. Raises ConfigError without a signing key, with one that is not
+    trusted and for a folder that holds something, ArtifactError for a release that `verify` does not find right, PromotionError for a
     reference that names nothing.
     """
     key = usable_key()
     if key is None:
         raise ConfigError(f"There is no signing key to sign with. Make one with `scalingnote keys new`, or name one in {KEY_VARIABLE}.")
     if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
-        raise ArtifactError(f"{target} is there already and not empty. Give a new or empty folder for the signed release.")
+        raise ConfigError(f"{target} is there already and not empty. Give a new or empty folder for the signed release.")
     model, version = resolve(name, ref)  # once: another promotion may come before the copy
     place = f"{model.rpartition('-')[2]}/{version}"
     if failed := [check for check in verify_release(name, place) if not check.ok]:
@@ -66,12 +66,12 @@ def export_signed(name: str, ref: str, target: Path) -> tuple[str, str, dict[str
 
 
 def write_certificate(path: Path, key: SigningKey) -> None:
-    """Write the certificate of the signing key (PEM), which third parties trust. Raises ArtifactError when `path` holds something else."""
+    """Write the certificate of the signing key (PEM), which third parties trust. Raises ConfigError when `path` holds something else."""
     from cryptography.hazmat.primitives.serialization import Encoding
 
     content = _certificate(key).public_bytes(Encoding.PEM)
     if path.exists() and path.read_bytes() != content:
-        raise ArtifactError(f"{path} is there already and is not the certificate of the key {key.key_id[:16]}. Give another file.")
+        raise ConfigError(f"{path} is there already and is not the certificate of the key {key.key_id[:16]}. Give another file.")
     write_atomic(path, content)
 
 

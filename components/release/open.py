@@ -28,7 +28,7 @@ from components.text import whole_number
 from components.tracking import labels, registry
 from components.tracking import promotion_records as record_store
 
-TRACED = "a release (champion, previous, candidate/N, release/N), model/NAME/N, index/N, answer:ID, or the id of a document"
+TRACED = "a release (champion, previous, candidate/N, release/N), model/NAME/N, index/N, answer:ID, or the id of a document (document:ID)"
 FORMS = "champion, previous, candidate/N or release/N (N a number or 'latest')"
 
 

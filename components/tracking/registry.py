@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 MODEL_KINDS = frozenset({"encoder", "index", "release"})
 _KNOWN_MODELS: dict[tuple[str, str, str], str] = {}  # a digest's model never changes, and a flow asks for it many times
 _TABLES = 20  # of one data set whose columns are shown
+_LONGEST_NAME = 480  # of a data set, of the 500 letters that MLflow takes
 DATASET_DIGEST_LENGTH = 36  # the longest that MLflow takes; the whole digest is in a tag beside it
 
 
@@ -115,8 +116,8 @@ def _models_with(experiment: str, digest: str) -> list[LoggedModel]:
 
 
 def label(artifact: Artifact) -> str:
-    """The name under which MLflow shows a data set."""
-    return str(artifact.attributes.get("name") or artifact.kind)
+    """The name under which MLflow shows a data set, which it refuses beyond 500 letters: that of several is made of all their names."""
+    return labels.cut(str(artifact.attributes.get("name") or artifact.kind), _LONGEST_NAME)
 
 
 def _data_input(role: str, name: str, kind: str, digest: str, artifact: Artifact | None = None) -> DatasetInput:

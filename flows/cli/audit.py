@@ -22,7 +22,8 @@ FORMATS = ("text", "json", "html", "openlineage", "cyclonedx")
 
 def add_arguments(parser: argparse.ArgumentParser, path: Callable[[str], Path], given: Callable[[str], str]) -> None:
     """What may be traced, and how it is written; `path` reads a path."""
-    parser.add_argument("ref", help="champion, previous, candidate/N, release/N, model/NAME/N, index/N, answer:ID, or the id of a document")
+    named = "champion, previous, candidate/N, release/N, model/NAME/N, index/N, answer:ID, or the id of a document"
+    parser.add_argument("ref", help=f"{named} (document:ID where that looks like one of the others)")
     about = "release to look a document id up in (default champion)"
     parser.add_argument("--release", type=given, metavar="REF", help=about)
     parser.add_argument("--format", choices=FORMATS, help="text (default); html is a graph on one page; the last two are for other tools")
@@ -62,7 +63,10 @@ def _traced(options: argparse.Namespace) -> Trace:
         from components.serving.answer_log import trace_answer
 
         if options.release:
-            raise ConfigError(f"--release says in which release a document's id is looked up, and '{options.ref}' is none. Leave it out.")
+            raise ConfigError(
+                f"--release says in which release a document's id is looked up, and '{options.ref}' is none. Leave it out, or write "
+                f"document:{options.ref} where a document has that id."
+            )
         return trace_answer(options.ref, retriever_name(options) if options.name else None)
     from components.lineage.graph import follow
 

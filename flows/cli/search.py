@@ -126,6 +126,8 @@ def export(options: argparse.Namespace) -> None:
         raise ConfigError("--router writes encoders, --to and --qdrant write vectors, --signed a whole release. Give one of the three.")
     if options.collection is not None and options.qdrant is None:
         raise ConfigError(f"--collection {options.collection} names what --qdrant makes. Give --qdrant PATH|URL with it, or leave it out.")
+    if options.qdrant == ":memory:":
+        raise ConfigError("--qdrant :memory: is a store that ends with this command. Give the address of a server, or a folder.")
     if options.router is not None:
         _export_router(options)
         return

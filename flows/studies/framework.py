@@ -265,11 +265,16 @@ def _no_files(results: Results, config: StudySettings) -> dict[str, Any]:
     return {}
 
 
+_LONGEST = 120  # bytes of the data's name in that of a folder
+
+
 def _publish(report: Artifact, study: str, context: Context) -> Path:
     """Copy the report to `<home>/studies/<study>/<data>-<key>` with a note on the run that it comes from."""
     from components import settings
 
-    folder = settings.studies_folder() / study / f"{context.dataset.attributes['name']}-{report.path.name[:8]}"
+    # Several data sets have one name of all their names, which may be longer than a file's may be.
+    data = str(context.dataset.attributes["name"]).encode()[:_LONGEST].decode("utf-8", "ignore")
+    folder = settings.studies_folder() / study / f"{data}-{report.path.name[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
     for name in read_manifest(report.path).files:
         shutil.copyfile(report.path / name, folder / name)

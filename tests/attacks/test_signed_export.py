@@ -28,7 +28,7 @@ from components.promotion.verification import verify_folder
 from components.signing.keys import SigningKey, load_signing_key, make_key
 from components.tracking import registry
 from tests import third_party
-from tests.flows.cli_world import done, scalingnote
+from tests.flows.cli_world import assert_refused, done, scalingnote
 from tests.unit.promotion_world import NAME, into_mlflow, make_candidate, no_smoke
 
 ROLES = {"release", "query_tower", "document_tower", "query_encoder", "index"}
@@ -201,11 +201,11 @@ def test_the_commands_say_what_third_parties_do_and_refuse_mistakes(champion: Si
     assert said.status == 0 and command in said.out, said.err
     written = Path(done("keys", "certificate")["certificate"])
     assert written.parent == settings.keys_folder() and accepted(out, written)
-    assert "not empty" in scalingnote("export", "--signed", out).err
+    assert_refused(scalingnote("export", "--signed", out), 2, "not empty")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     assert "not empty" in scalingnote("export", "--signed", tmp_path / "link").err
     assert "one of the three" in scalingnote("export", "--signed", out, "--to", tmp_path / "vectors").err
     (tmp_path / "letter.pem").write_text("Dear Sir")
-    assert "is not the certificate" in scalingnote("keys", "certificate", "--to", tmp_path / "letter.pem").err
+    assert_refused(scalingnote("keys", "certificate", "--to", tmp_path / "letter.pem"), 2, "is not the certificate")
     with pytest.raises(PromotionError, match="names no release"):
         export_signed(NAME, "everything", tmp_path / "other")

@@ -86,11 +86,15 @@ def test_wrong_arguments_are_json_where_that_was_asked_for(words: tuple[str, ...
         (("keys", "rotate", "release/1"), "keys rotate does nothing with 'release/1'"),
         (("keys", "new", "--name", "shop"), "keys new does nothing with 'shop'"),
         (("keys", "certificate", "previous"), "keys certificate does nothing with 'previous'"),
+        (("export", "--qdrant", ":memory:"), "--qdrant :memory: is a store that ends with this command"),
         (("export", "--to", "folder", "--collection", "mine"), "--collection mine names what --qdrant makes"),
         (("export", "--signed", "folder", "--collection", "mine"), "--collection mine names what --qdrant makes"),
-        (("trace", "index/1", "--release", "candidate/1"), "'index/1' is none"),
+        (
+            ("trace", "index/1", "--release", "candidate/1"),
+            "'index/1' is none. Leave it out, or write document:index/1 where a document has that id",
+        ),
         (("trace", "champion", "--release", "champion"), "'champion' is none"),
-        (("trace", "answer:0123456789abcdef", "--release", "champion"), "'answer:0123456789abcdef' is none"),
+        (("trace", "answer:0123456789abcdef", "--release", "champion"), "or write document:answer:0123456789abcdef where"),
     ],
 )
 def test_what_a_command_would_do_nothing_with_is_refused(words: tuple[str, ...], named: str, home: Path) -> None:

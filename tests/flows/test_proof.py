@@ -115,6 +115,8 @@ def test_replay_refuses_data_that_is_not_that_of_the_release(home: Path, built: 
     other = shutil.copytree(built.data, tmp_path / "clinic")
     lines = (other / "corpus.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (other / "corpus.jsonl").write_text("".join([lines[0].replace("patient", "person"), *lines[1:]]), encoding="utf-8")
+    # Also while the working files hold the tables that it had: other data was given, and nothing was read of it.
+    assert_refused(scalingnote("replay", "champion", *NAME, "--data", other), 3, "was changed since")
     moved = (home / "work" / "snapshot_data").rename(tmp_path / "snapshots")
     assert_refused(scalingnote("replay", "champion", *NAME, "--data", other), 3, "was changed since")
     assert done("replay", "champion", *NAME)["outcome"] == "equal"  # read again from where the release took it

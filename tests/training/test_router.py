@@ -14,7 +14,7 @@ from components.distillation.config import DistillationConfig
 from components.distillation.router import export_router, require_new
 from components.distillation.student import new_student
 from components.distillation.student.storage import load_student, save_student
-from components.errors import ArtifactError, ModelError
+from components.errors import ConfigError, ModelError
 from components.evidence.description import stated_licence
 from components.release.manifest import BaseModelPin
 from components.towers.base_models import resolve_base
@@ -243,5 +243,5 @@ def test_a_folder_that_is_used_is_refused(tmp_path: Path) -> None:
     require_new(tmp_path / "old")
     (tmp_path / "old" / "file").touch()
     for folder in ("old", "old/file"):
-        with pytest.raises(ArtifactError, match="there already and not empty"):
+        with pytest.raises(ConfigError, match="there already and not empty"):
             require_new(tmp_path / folder)

@@ -359,6 +359,26 @@ def test_files_that_were_not_read_are_named(data: Dataset, tmp_path: Path, capsy
     assert "Not read: query.npy (1 in all); vectors of queries are expected in queries.parquet" in capsys.readouterr().out
 
 
+def test_vectors_that_change_while_they_are_read_are_not_kept_under_the_key_of_others(data: Dataset, tmp_path: Path) -> None:
+    source = tmp_path / "v"
+    parquet(source / "documents.parquet", IDS, DOCUMENTS)
+    expected = files_digest(source)
+    taken_over = take_stored(data, source, {}, tmp_path / "first", expected)
+    parquet(source / "documents.parquet", IDS, DOCUMENTS[::-1].copy())
+    with pytest.raises(DataError, match="changed while they were read"):
+        take_stored(data, source, {}, tmp_path / "second", expected)
+    assert taken_over.path.is_dir() and not (tmp_path / "second").exists()
+
+
+@pytest.mark.parametrize("name", ["queries.parquet", "queries.npy", "documents.ids.txt", "queries"])
+def test_a_link_to_vectors_that_were_not_fetched_is_refused(name: str, tmp_path: Path) -> None:
+    """Of `queries` it was passed over, and documents stood in for the queries."""
+    parquet(tmp_path / "documents.parquet", IDS, DOCUMENTS)
+    (tmp_path / name).symlink_to("nowhere")
+    with pytest.raises(DataError, match=rf"{name} is a link to nowhere, which is not there"):
+        files_digest(tmp_path)
+
+
 def test_ids_that_belong_to_other_rows_are_found_by_a_search(data: Dataset, tmp_path: Path) -> None:
     parquet(tmp_path / "v" / "documents.parquet", IDS, DOCUMENTS)
     parquet(tmp_path / "v" / "queries.parquet", QUERIES, near(DOCUMENTS)[np.random.default_rng(0).permutation(260)])

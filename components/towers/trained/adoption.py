@@ -14,7 +14,7 @@ from components.data.dataset import content_hash, load_dataset
 from components.errors import DataError
 from components.towers.contract import EncodingContract, save_contract, space_id_of
 from components.towers.trained.stored import BASE, BLOCK, TABLE, VectorTable
-from components.towers.trained.vector_files import copied_from, not_read, read_vectors
+from components.towers.trained.vector_files import copied_from, files_digest, not_read, read_vectors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,22 +29,24 @@ SHIFT_PAIRS, SHIFT_SEGMENT = 5_000, 20  # judged pairs that are tried, and the f
 SHIFT_ERRORS, SHIFT_SHARE = 5.0, 0.75  # standard errors, and share of the pairs, by which another row has to be nearer
 
 
-def adopt_vectors(dataset: DatasetArtifact, source: Path, folder: Path) -> Artifact:
+def adopt_vectors(dataset: DatasetArtifact, source: Path, folder: Path, expected: str | None = None) -> Artifact:
     """The step train_towers where the teacher is stored vectors: `take_stored` for the texts of a data set."""
-    return take_stored(load_dataset(dataset.path), source, {"dataset": dataset.digest}, folder)
+    return take_stored(load_dataset(dataset.path), source, {"dataset": dataset.digest}, folder, expected)
 
 
-def take_stored(dataset: Dataset, source: Path, parents: Mapping[str, str], folder: Path) -> Artifact:
+def take_stored(dataset: Dataset, source: Path, parents: Mapping[str, str], folder: Path, expected: str | None = None) -> Artifact:
     """Write both towers from the vectors in `source`, which must hold one for every document of the data set.
 
     Queries may have vectors or not. The space is named by the documents' vectors. Raises DataError, with counts, for documents without
     vectors, for query vectors of another width, for query vectors none of which has the id of a query, and for those that do not find the
-    documents they were judged with.
+    documents they were judged with; also when the files are not those of the digest `expected` once they have been read.
     """
     documents = read_vectors(source, "documents")
     if documents is None:
         raise DataError(f"{source} has no vectors of documents. Expected documents.parquet, documents.npy or documents.faiss.")
     queries = read_vectors(source, "queries")
+    if expected is not None and files_digest(source) != expected:  # they would be found under the key of others
+        raise DataError(f"The vectors in {source} changed while they were read. Run the command again when nobody writes to them.")
     texts = {"query": query_texts(dataset), "document": _texts(dataset.documents["doc_id"], dataset.document_texts())}
     remarks = [*not_read(source), *_require_all(documents, texts["document"]), *_about(documents, "documents")]
     if queries is not None:

@@ -41,11 +41,14 @@ _BLOCK = 65_536  # rows that are looked at together
 
 
 def vector_files(folder: Path) -> list[Path]:
-    """The files of `folder` that hold vectors or their ids, in a fixed order; raises DataError where there is no folder."""
+    """The files of `folder` that hold vectors or their ids, in a fixed order; raises DataError without a folder, and for a broken link."""
     if not folder.is_dir():
         raise DataError(f"The folder of vectors '{folder}' does not exist. Give one with documents.parquet, .npy or .faiss.")
     wanted = [folder / f"{kind}{ending}" for kind in KINDS for ending in (*FORMATS, *IDS)]
     wanted += [path for kind in KINDS for path in (folder / kind).glob("*.parquet")]
+    # Those of queries may be missing: a link that was not fetched would have documents stand in for them.
+    if broken := next((path for path in (*wanted, *(folder / kind for kind in KINDS)) if path.is_symlink() and not path.exists()), None):
+        raise DataError(f"{broken} is a link to {broken.readlink()}, which is not there. Fetch that file, or remove the link.")
     return sorted(path for path in wanted if path.is_file())
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
@@ -20,6 +21,7 @@ from urllib.parse import urlsplit
 from components.artifacts import Artifact, Scalar, digest_of, is_complete, open_artifact, seal
 from components.errors import ConfigError, DataError, ScalingNoteError
 from components.progress import progress_bar
+from components.settings import expanded
 from components.towers.trained.vector_files import COPY_KIND, files_digest, parquet_vectors, vector_files
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 Store = Literal["qdrant", "milvus", "pgvector"]
 STORES: Mapping[Store, str] = {"qdrant": "Qdrant", "milvus": "Milvus", "pgvector": "PostgreSQL"}
 ID_FIELDS = ("doc_id", "_id", "docid", "document_id")  # fields that are taken for the data's ids before the database's own ids are
+_SERVER = re.compile(r"localhost/?|([\w.-]+|\[[0-9a-fA-F:.]+\]):\d{1,5}/?")  # localhost:6333
 ROWS = 500  # in one answer of the database
 GROUP = 64  # answers in one row group of the copy
 SECONDS = 10  # until a database that does not answer is given up
@@ -120,7 +123,8 @@ def _kept(folder: Path, into: Path, about: dict[str, Scalar]) -> Artifact:
 def qdrant_client(where: str) -> QdrantClient:
     """A client of the Qdrant server at a URL (key in QDRANT_API_KEY), or of an embedded store in a folder or `:memory:`.
 
-    Raises ConfigError without the package qdrant-client, and whatever the client raises.
+    Raises ConfigError without the package qdrant-client and for a server without `http://`, of which the client would make a folder, and
+    whatever the client raises.
     """
     try:
         from qdrant_client import QdrantClient
@@ -128,9 +132,12 @@ def qdrant_client(where: str) -> QdrantClient:
         raise ConfigError("Qdrant needs the package qdrant-client: pip install 'scalingnote[qdrant]'.") from None
     if where == ":memory:":
         return QdrantClient(":memory:")
-    if "://" not in where:
-        return QdrantClient(path=where)
-    return QdrantClient(url=where, api_key=os.environ.get("QDRANT_API_KEY"), check_compatibility=False)
+    if "://" in where:
+        return QdrantClient(url=where, api_key=os.environ.get("QDRANT_API_KEY"), check_compatibility=False)
+    folder = expanded(where)
+    if _SERVER.fullmatch(where) and not folder.exists():
+        raise ConfigError(f"'{where}' names a server and would be made a folder of that name here. Write http://{where}, or ./{where}.")
+    return QdrantClient(path=str(folder))
 
 
 def first_line(error: Exception) -> str:
@@ -205,7 +212,7 @@ def _one_of(found: Sequence[str], asked: str | None, what: str, wanted: Collecti
 
 def _local(wanted: Collection) -> None:
     """Embedded stores are made by their clients where there is none."""
-    if "://" not in wanted.address and not Path(wanted.address).exists():
+    if "://" not in wanted.address and not expanded(wanted.address).exists():
         raise DataError(
             f"{wanted.title}: there is no such file or folder. Name the place of an embedded store, or the address of a server."
         )
@@ -249,7 +256,8 @@ def _milvus(wanted: Collection) -> _Opened:
         raise ConfigError("Milvus needs its client: pip install pymilvus (and milvus-lite for an embedded store).") from None
     _local(wanted)
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL + 1)  # it logs a traceback for every refusal
-    client = MilvusClient(uri=wanted.address, token=os.environ.get("MILVUS_TOKEN", ""), timeout=SECONDS)
+    address = wanted.address if "://" in wanted.address else str(expanded(wanted.address))
+    client = MilvusClient(uri=address, token=os.environ.get("MILVUS_TOKEN", ""), timeout=SECONDS)
     try:
         about = client.describe_collection(wanted.name)
         names = [field["name"] for field in about["fields"]]

@@ -204,6 +204,7 @@ def test_all_wrong_fields_are_named_at_once(tmp_path: Path) -> None:
         ("\x01", "not valid YAML"),
         ("- 1\n", "found list"),
         ("3: 4\n", "3: unknown field"),
+        ("towers: &a {steps: 3, companion: *a}\n", "towers.companion"),
         ("!!python/object/apply:os.getcwd []\n", "not valid YAML"),
     ],
 )
@@ -214,9 +215,21 @@ def test_broken_file_is_refused_with_its_place(tmp_path: Path, text: str, words:
 
 def test_missing_file_folder_and_bytes(tmp_path: Path) -> None:
     assert "does not exist" in refusal(file=tmp_path / "none.yaml")
-    assert "cannot be read" in refusal(file=tmp_path)
+    assert "cannot be read: it is a folder. Name a file in it." in refusal(file=tmp_path)
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
-    assert "cannot be read" in refusal(file=tmp_path / "bytes.yaml")
+    assert "cannot be read: it is not UTF-8. Convert it to UTF-8." in refusal(file=tmp_path / "bytes.yaml")
+
+
+@pytest.mark.parametrize("given", ["data.on_violation", "data"])
+def test_one_word_for_a_section_stays_beneath_a_single_field_of_it(tmp_path: Path, given: str) -> None:
+    """The word was lost as soon as one of its fields was set, in a file beneath it or beside it on the command line."""
+    wanted = {"dangling_judgements": "drop", "exact_duplicates": "drop", "blank_texts": "refuse"}
+    word = "drop" if given == "data.on_violation" else {"on_violation": "drop"}
+    beside = load_config(overrides={given: word, "data.on_violation.blank_texts": "refuse"})
+    file = written(tmp_path, "data: {on_violation: drop}\n")
+    over = load_config(file=file, overrides={"data.on_violation.blank_texts": "refuse"})
+    assert beside.data.on_violation.model_dump() == over.data.on_violation.model_dump() == wanted
+    assert set(load_config(overrides={given: word}).data.on_violation.model_dump().values()) == {"drop"}
 
 
 def test_unknown_preset_lists_the_presets() -> None:

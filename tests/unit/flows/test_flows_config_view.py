@@ -80,6 +80,16 @@ def test_each_value_says_where_it_comes_from_and_the_last_one_wins(tmp_path: Pat
     assert found["config"]["towers"]["steps"] == 9 and found["sources"] == ["preset demo", str(file), "command line"]
 
 
+def test_one_word_for_a_section_is_from_whoever_gave_it(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("data: {on_violation: drop}\n")
+    for words, source in ((("--set", "data.on_violation=drop"), "command line"), (("--config", file), str(file))):
+        found = done("config", "show", *words, "--changed")["settings"]
+        assert {field: value["from"] for field, value in found.items()} == dict.fromkeys(
+            ("data.on_violation.dangling_judgements", "data.on_violation.exact_duplicates", "data.on_violation.blank_texts"), source
+        )
+
+
 def test_changed_shows_only_what_differs_from_the_defaults() -> None:
     found = done("config", "show", "--preset", "smoke", "--changed")
     given = yaml.safe_load((Path(__file__).parents[3] / "flows" / "presets" / "smoke.yaml").read_text(encoding="utf-8"))

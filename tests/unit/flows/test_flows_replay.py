@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from components.artifacts import read_json, write_json
-from components.errors import ArtifactError
+from components.artifacts import DatasetArtifact, read_json, seal, write_json
+from components.errors import ArtifactError, DataError
 from components.evaluation.report import write_report
 from components.release.manifest import LineageNode
 from flows import replay as replaying
@@ -176,3 +176,18 @@ def test_a_build_asks_for_its_servers_before_minutes_of_measuring(home: Path, mo
     monkeypatch.setattr(replaying, "_evaluate", lambda *_: pytest.fail("it was measured first"))
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}), pytest.raises(ServerError, match="does not answer"):
         replaying.replay("retriever", "release/1", build=True)
+
+
+def test_data_that_is_given_is_read_although_the_tables_of_the_record_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other data was passed over, and the release called equal."""
+    (tmp_path / "kept").mkdir()
+    kept = seal(tmp_path / "kept", "dataset")
+    recorded = SimpleNamespace(digest=kept.digest, source_digest="as it was")
+    base: Any = SimpleNamespace(title="release/1", manifest=SimpleNamespace(dataset=recorded))
+    config: Any = SimpleNamespace(data=SimpleNamespace(source="DIR"))
+    monkeypatch.setattr(replaying, "_kept", lambda _: iter([DatasetArtifact(**kept.model_dump())]))
+    monkeypatch.setattr("components.data.snapshot.snapshot", lambda *_: SimpleNamespace(digest="f" * 64))
+    for given in (None, "as it was"):
+        assert replaying._dataset(config, base, tmp_path / "read", given).digest == kept.digest
+    with pytest.raises(DataError, match="DIR gives ffffffffffff now: it was changed since"):
+        replaying._dataset(config, base, tmp_path / "read", "as it is now")

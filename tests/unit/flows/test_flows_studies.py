@@ -408,3 +408,15 @@ def test_a_study_records_the_settings_that_it_runs_with(tmp_path: Path, monkeypa
     with pytest.raises(InterruptedError):
         framework.run_study.fn("worth", StudySettings())
     assert recorded == ["its own: "]
+
+
+def test_a_study_of_many_data_sets_has_a_folder_that_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name is that of the data, all their names with a plus between them: after the last cell it could not be made."""
+    (folder := tmp_path / "0123456789abcdef").mkdir()
+    (folder / "table.csv").write_text("x\n1\n")
+    report = seal(folder, "study")
+    data = SimpleNamespace(attributes={"name": "+".join(["Größe"] * 100)})
+    about = SimpleNamespace(model_dump=lambda mode: {})
+    of = SimpleNamespace(dataset=data, config=about, recorder=SimpleNamespace(provenance=about, run_id="1"))
+    published = framework._publish(report, "worth", of)  # type: ignore[arg-type]
+    assert published.name.startswith("Größe+Größe") and published.name.endswith("-01234567") and (published / "table.csv").is_file()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,25 @@ def test_an_embedded_store_keeps_the_collection_and_refuses_a_second_of_its_name
     other = open_qdrant(str(tmp_path / "store"), "other")
     assert other.count("clinic").count == len(DOCUMENTS)
     other.close()
+
+
+@pytest.mark.usefixtures("_qdrant")
+def test_an_embedded_store_below_a_tilde_lies_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No shell replaces the tilde in --qdrant=~/store; a folder called ~ was made where the command ran."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    open_qdrant("~/store", "clinic").close()
+    assert (tmp_path / "home" / "store").is_dir() and not any(Path().iterdir())
+
+
+@pytest.mark.usefixtures("_qdrant")
+@pytest.mark.parametrize("where", ["localhost:6333", "localhost", "qdrant.example.org:6333/", "127.0.0.1:6333", "[::1]:6333"])
+def test_a_server_without_http_is_not_made_a_folder_of_that_name(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=re.escape(f"Write http://{where}, or ./{where}")):
+        open_qdrant(where, "clinic")
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("_qdrant")

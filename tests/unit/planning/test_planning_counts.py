@@ -15,8 +15,8 @@ from components.data.dataset import Dataset, load_dataset
 from components.data.snapshot import snapshot
 from components.planning import cost
 from components.planning.calibration import _Clock, calibrate
-from components.planning.cost import UNITS, padded, step_tokens
-from components.planning.facts import Facts, gather_facts
+from components.planning.cost import UNITS, step_tokens
+from components.planning.facts import Facts, gather_facts, padded
 from components.towers import two_towers as backbone
 from components.towers.base_models import resolve_base
 from components.towers.loop import Training

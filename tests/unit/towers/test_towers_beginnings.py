@@ -6,8 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.planning.cost import passed
-from components.planning.facts import Texts
+from components.planning.facts import Texts, passed
 from components.towers.encoder import Bundle, bundles_of, common_lengths, numbers_of, worth_sharing
 
 ROWS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=9), min_size=1, max_size=40)

@@ -471,3 +471,15 @@ def test_who_waits_for_another_registration_is_told_so(home: Path, capsys: pytes
         threading.Timer(0.3, lambda: fcntl.flock(handle, fcntl.LOCK_UN)).start()
         with registry._one_at_a_time("retriever-index"):
             assert "another command is registering a version of 'retriever-index'" in capsys.readouterr().err
+
+
+def test_many_data_sets_have_a_name_that_mlflow_takes(home: Path, tmp_path: Path) -> None:
+    """Their name is all names with a plus between them; beyond 500 letters the first step of a run failed."""
+    name = "+".join(f"collection-of-the-department-{number}" for number in range(20))
+    (tmp_path / "data").mkdir()
+    data = seal(tmp_path / "data", "dataset", attributes={"name": name, "source_digest": "e" * 64})
+    run_id = open_flow_run("retriever", "retrain", {}, PROVENANCE, {})
+    registry.log_source(run_id, data)
+    registry.log_inputs(run_id, "0", {"dataset": data})
+    found = sorted(entry.dataset.name for entry in client().get_run(run_id).inputs.dataset_inputs)
+    assert len(name) > 500 and found[0].startswith(name[:400]) and found[1].endswith(" source")
