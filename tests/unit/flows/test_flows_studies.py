@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -310,11 +311,26 @@ class Measured(Unchecked):
 def test_the_costs_of_baselines_are_keyed_by_the_code_that_opens_each_of_them(tmp_path: Path) -> None:
     found = Measured(smoke(small_learning_rates=[0.001]), tmp_path)
     wanted = {name: baselines.systems_of(found)[name] for name in ("bm25", "untrained", "symmetric")}
-    baselines._cost(found, wanted, found.config)
+    baselines._cost(found, wanted, [found.config])
     code = found.steps[-1].reached.code
     for place in ("evaluation/bm25.py", "evaluation/systems.py", "studies/trained_baselines.py", "evaluation/speed.py"):
         assert f"components/{place}" in code, place
     assert found.steps[-1].config["bm25"] == {"bm25_stemmer": "auto"} and found.steps[-1].config["systems"] == list(wanted)
+
+
+def test_baselines_keep_their_costs_where_the_first_seed_collapses(tmp_path: Path) -> None:
+    found = Measured(smoke(), tmp_path)
+    first, second = found.config, found.changed(towers={"seed": 99})
+
+    def build(fails: tuple[StudySettings, ...], config: StudySettings) -> baselines.System:
+        if config in fails:
+            raise CollapseError("all alike")
+        return baselines.System(lambda: None, settings={"seed": config.towers.seed})  # type: ignore[arg-type,return-value]
+
+    wanted = {"bm25": partial(build, ()), "teacher": partial(build, (first,)), "student": partial(build, (first, second))}
+    baselines._cost(found, wanted, [first, second])
+    asked = found.steps[-1].config
+    assert (asked["systems"], asked["teacher"], asked["bm25"]["seed"]) == (["bm25", "teacher"], {"seed": 99}, first.towers.seed)
 
 
 def test_baselines_come_whole_and_in_the_students_form_where_that_is_another() -> None:
