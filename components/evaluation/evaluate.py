@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from components.artifacts import EvalReport, remove_files, seal
 from components.evaluation.config import EvaluationConfig
-from components.evaluation.metrics import QRELS, Ranking, per_query_metrics, write_trec_qrels, write_trec_run
+from components.evaluation.metrics import QRELS, JudgedSplit, Ranking, per_query_metrics, write_trec_qrels, write_trec_run
 from components.evaluation.rankers import DenseRanker, FusedRanker, Ranker
 from components.evaluation.report import (
     AnnSummary,
@@ -34,7 +34,7 @@ from components.evaluation.report import (
 from components.evaluation.slices import assign_slices
 from components.evaluation.speed import answering, measure_speed, measure_speeds
 from components.evaluation.summarize import CONFIDENCE, judged_split, require_judged, summarize, summarize_extra
-from components.evaluation.units import JudgedSplit, Units, mean_interval, paired_bootstrap, query_units
+from components.evaluation.units import Units, mean_interval, paired_bootstrap, query_units
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from components.evaluation.metrics import METRICS, RETAINED, metric_words
 from components.evaluation.report import AnnSummary, Comparison, EncoderSpeed, ExtraSummary, SpeedSummary, Summary
+from components.evaluation.units import Units, effective_queries
 
 TEST, DEV = "test", "dev"
 CHOSEN_ON_DEV = "Checkpoints were chosen on it, so its figures are too good."
@@ -20,6 +21,18 @@ def split_mark(split: str) -> str:
         return ""
     chosen = CHOSEN_ON_DEV if split == DEV else "It is not the split 'test'."
     return f"NOT MEASURED ON TEST but on the split '{split}'. {chosen}"
+
+
+def units_mark(summary: Summary) -> str:
+    """A warning where `evaluation.query_groups` takes apart queries that the data holds together; empty where it takes none."""
+    every = [("", summary.units), *((f" of '{split}'", extra.units) for split, extra in summary.extra.items())]
+    told = [f"{u.units:,} units{of}, of which the data makes {u.taken_apart:,}" for of, u in every if u and u.taken_apart]
+    if not told:
+        return ""
+    return (
+        f"QUERIES THAT BELONG TOGETHER ARE TAKEN APART, as evaluation.query_groups says: {'; '.join(told)}. Intervals are narrower than "
+        "the data allows."
+    )
 
 
 def teacher_mark(summary: Summary) -> str:
@@ -38,6 +51,18 @@ def teacher_mark(summary: Summary) -> str:
     if chance:
         return f"The teacher lies below doing nothing, which may be chance: {', '.join(chance)} against {_RIVALS[UNTRAINED]}."
     return ""
+
+
+def told_units(units: Units, effects: dict[str, float]) -> str:
+    """One or two sentences: how many units, by which rule, and for each metric what they are worth."""
+    queries = len(units.query_ids)
+    if units.count == 1:
+        return f"All {queries:,} queries are one unit ({units.rule}), so no interval can be given."
+    if units.count == queries:
+        return f"{queries:,} queries, each a unit of its own: {units.rule}."
+    worth = ", ".join(f"{effective_queries(queries, found):,} by {metric} (design effect {found:.1f})" for metric, found in effects.items())
+    told = f"{queries:,} queries in {units.count:,} units of up to {units.largest:,}: {units.rule}."
+    return f"{told} They say as much as independent queries: {worth}." if worth else told
 
 
 Difference = tuple[float, float | None, float | None]
@@ -145,7 +170,7 @@ def _heading(summary: Summary) -> str:
         f"in brackets: {summary.confidence:.0%} interval"
     )
     own = "" if summary.own_documents is None else summary.own_documents.words
-    return "\n".join(line for line in (heading, split_mark(summary.split), own) if line)
+    return "\n".join(line for line in (heading, split_mark(summary.split), *textwrap.wrap(units_mark(summary), _WIDTH), own) if line)
 
 
 def _units(summary: Summary | ExtraSummary) -> list[str]:

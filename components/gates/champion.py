@@ -42,6 +42,7 @@ from components.gates.measures import (
     NotDecidable,
     Outcome,
     bound_text,
+    ends_of,
     finite,
     gate,
     numbers_of,
@@ -352,7 +353,7 @@ def non_inferior(
     chosen = between if known is None else between[between.index.isin(known)]
     gaps, units = chosen.to_numpy(), numbers_of(chosen, candidate.loc[chosen.index])
     spread = spread_of(policy)
-    strength = power(gaps, margin, policy.confidence, units, spread) if len(gaps) > 1 else 0.0
+    strength = power(gaps, margin, policy.confidence, units, spread, ends_of(policy)) if len(gaps) > 1 else 0.0
     text = f"nDCG@10 of candidate minus champion: {bound_text(interval, policy, queries)}; a loss below {margin:g} is allowed."
     if interval.high < -margin:
         shown = f"{text} Shown to be worse: at most {interval.high:+.4f}."

@@ -187,7 +187,7 @@ def _same_answers(report: Evaluation, policy: PolicyConfig) -> str:
     """In how many queries no metric tells the teacher from the untrained encoder, in words; empty for less than the policy's share.
 
     Existing vectors are often those of the encoder as it was downloaded. Rounding alone may swap two answers with almost one score. Queries
-    that both find at once, or not at all, are alike for any two encoders, so only the others tell.
+    that both find at once, or not at all, are alike for any two encoders, so only the others tell; where too few do, nothing is decided.
     """
     if policy.same_teacher_share is None:
         return ""
@@ -196,12 +196,20 @@ def _same_answers(report: Evaluation, policy: PolicyConfig) -> str:
         require_paired(own, rival)  # else no value would be apart from one that is not there
     told_apart = sum((own - rival).abs() > SUMMARY_TOLERANCE for own, rival in pairs) > 0
     alike, queries = int((~told_apart).sum()), len(told_apart)
+    if alike < policy.same_teacher_share * queries:
+        return ""
     if method_of(policy) > 1:
         telling = sum(values.between(SUMMARY_TOLERANCE, 1 - SUMMARY_TOLERANCE) for pair in pairs for values in pair) > 0
         counted = told_apart | telling
-        if counted.sum() < FEWEST_TELLING or (counted & ~told_apart).sum() < TELLING_ALIKE * counted.sum():
+        if (known := int(counted.sum())) < FEWEST_TELLING and method_of(policy) > 2:
+            raise NotDecidable(
+                f"The teacher answers {alike:,} of {queries:,} queries as {UNTRAINED} does, but in all but {known} both find all there is, "
+                f"or nothing: so few tell no encoder from another, and at least {FEWEST_TELLING} are needed to say that it is that "
+                "encoder. Judge queries that are neither trivial nor hopeless."
+            )
+        if known < FEWEST_TELLING or (counted & ~told_apart).sum() < TELLING_ALIKE * known:
             return ""
-    return f"{alike:,} of {queries:,}" if alike >= policy.same_teacher_share * queries else ""
+    return f"{alike:,} of {queries:,}"
 
 
 def _against(metric: str, system: str, other: str, report: Evaluation, policy: PolicyConfig) -> Outcome:

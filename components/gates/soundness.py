@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from components.evaluation.champion_comparison import CHAMPION
+from components.evaluation.table import units_mark
 from components.gates.champion import compared
 from components.gates.config import PolicyConfig
 from components.gates.decision import Findings, GateInputs, GateResult
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 ANN_DEPTH = 100  # documents of exact search that the index has to find
 SHOWN = 3
-REMOVED = "removed_documents"
+REMOVED, UNITS = "removed_documents", "units"
 
 
 def soundness_gates(evidence: GateInputs, policy: PolicyConfig) -> Iterator[GateResult]:
@@ -47,6 +48,8 @@ def soundness_gates(evidence: GateInputs, policy: PolicyConfig) -> Iterator[Gate
     yield gate("lineage_complete", 0, lambda: _lineage(facts)) if policy.require_lineage else off("lineage_complete")
     yield gate("space_compatible", 0, lambda: _space(facts)) if policy.require_space else off("space_compatible")
     split, known = policy.split, facts.foreign_policy if facts else None
+    told = evidence.report.summary.units is not None
+    yield gate(UNITS, None, lambda: _units(evidence.report)) if policy.own_units and told else off(UNITS)
     yield off("split") if split is None else gate("split", None, lambda: _split(evidence.report.summary.split, split))
     yield off("policy", "This installation names no policy.") if known is None else gate("policy", None, lambda: _policy(known))
 
@@ -107,6 +110,16 @@ def _split(measured: str, asked: str) -> Outcome:
     if measured == asked:
         return Outcome("pass", f"Measured on the split '{asked}', as the policy asks.")
     return Outcome("fail", f"Measured on the split '{measured}'; the policy asks '{asked}', on which nothing was chosen. Evaluate on it.")
+
+
+def _units(report: Evaluation) -> Outcome:
+    """Single queries of one answer or group count as more than they are worth, in every gate over queries."""
+    if (mark := units_mark(report.summary)) == "":
+        return Outcome("pass", "Queries that the data holds together count as one unit.")
+    raise NotDecidable(
+        f"{mark} Set evaluation.query_groups to auto; where they were drawn one by one all the same, a reviewer says so (--override), or "
+        "the policy does (policy.own_units: false)."
+    )
 
 
 def _policy(foreign: str) -> Outcome:

@@ -23,7 +23,8 @@ from components.errors import DataError
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.metrics import per_query_metrics
 from components.evaluation.summarize import CONFIDENCE, RETAINED, judged_split
-from components.evaluation.units import Interval, Numbers, Statistic, Units, design_effect, seeded_interval, told_units
+from components.evaluation.table import told_units
+from components.evaluation.units import Interval, Numbers, Statistic, Units, design_effect, seeded_interval
 from components.studies.scores import KIND, Scores, splits_of
 from components.text import one_line
 

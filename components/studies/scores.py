@@ -16,11 +16,11 @@ from components.artifacts import Artifact, Scalar, parents_of, read_json, seal, 
 from components.data.dataset import load_dataset
 from components.distillation.query_sources import Noise, add_noise
 from components.errors import ArtifactError
-from components.evaluation.metrics import Ranking, per_query_metrics
+from components.evaluation.metrics import JudgedSplit, Ranking, per_query_metrics
 from components.evaluation.rankers import DEV, best_on_dev, dev_sample, fuse
 from components.evaluation.report import FusionSetup
 from components.evaluation.summarize import judged_split
-from components.evaluation.units import JudgedSplit, Numbers, query_units
+from components.evaluation.units import Numbers, query_units
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,10 +15,10 @@ from components.artifacts import VectorShards, seal
 from components.errors import ArtifactError
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.evaluate import MOST_QUERIES, evaluate, exact_neighbours, measure_ann, recall_at
+from components.evaluation.metrics import JudgedSplit
 from components.evaluation.rankers import DenseRanker, Ranker, symmetric_ranker
 from components.evaluation.report import ANN_FILE, REPORT_FILE, load_evaluation, load_summary
 from components.evaluation.table import render_table
-from components.evaluation.units import JudgedSplit
 from components.index.build import build_index
 from components.index.config import IndexConfig
 from components.index.search import VectorIndex, index_in_memory, load_index
