@@ -80,6 +80,7 @@ def difference(summary: Summary, system: str, baseline: str, metric: str) -> Dif
 def gain_sentence(summary: Summary, about_trainings: str = "") -> str:
     """What was gained over BM25 and over the downloaded encoder in both metrics with their intervals, and whether the teacher lost.
 
+    What makes these figures worth less, as another split than test, stands before it.
     `about_trainings`: what the intervals, which are over the queries of one training, do not hold.
     """
     told = [(words, _changes(summary, rival)) for rival, words in _RIVALS.items()]
@@ -90,7 +91,9 @@ def gain_sentence(summary: Summary, about_trainings: str = "") -> str:
     parts += [lost[0].lower() + lost[1:]] if lost else []
     whole = "; ".join(parts)
     unsaid = f"; {about_trainings}" if about_trainings else ""
-    return f"{whole[0].upper()}{whole[1:]} (in brackets {summary.confidence:.0%} intervals over the queries{unsaid})."
+    marks = [mark for mark in (split_mark(summary.split), units_mark(summary)) if mark]
+    sentence = f"{whole[0].upper()}{whole[1:]} (in brackets {summary.confidence:.0%} intervals over the queries{unsaid})."
+    return " ".join([*marks, sentence])
 
 
 def fusion_sentence(summary: Summary) -> str:

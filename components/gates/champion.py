@@ -41,6 +41,7 @@ from components.gates.decision import GateInputs, GateResult
 from components.gates.measures import (
     NotDecidable,
     Outcome,
+    beside,
     bound_text,
     ends_of,
     finite,
@@ -433,14 +434,14 @@ def _p95(speeds: ComparisonSummary, asked: float) -> Outcome:
     ours, theirs = _positive(speeds.candidate.p95_ms, speeds.champion.p95_ms, "95th percentile of the answer time")
     text = f"95 % of the candidate's answers take at most {ours:.2f} ms, the champion's {theirs:.2f} ms in the same run: "
     value = ours / theirs
-    return Outcome("pass" if value <= asked else "fail", f"{text}{value:.2f} times as long; {asked:g} allowed.", value)
+    return Outcome("pass" if value <= asked else "fail", f"{text}{beside(value, asked, 2)} times as long; {asked:g} allowed.", value)
 
 
 def _qps(speeds: ComparisonSummary, asked: float) -> Outcome:
     ours, theirs = _positive(speeds.candidate.qps, speeds.champion.qps, "number of queries answered per second")
     text = f"The candidate answers {ours:,.0f} queries per second, the champion {theirs:,.0f} in the same run: "
     value = ours / theirs
-    return Outcome("pass" if value >= asked else "fail", f"{text}{value:.2f} times as many; {asked:g} asked.", value)
+    return Outcome("pass" if value >= asked else "fail", f"{text}{beside(value, asked, 2)} times as many; {asked:g} asked.", value)
 
 
 def _positive(ours: float, theirs: float, what: str) -> tuple[float, float]:

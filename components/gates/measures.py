@@ -29,6 +29,7 @@ TAIL_SAMPLES = 20  # resamples beyond an end of an interval, below which the end
 BOOTSTRAP_SEED = 13  # fixed: the same report and policy always give the same decision, so it can be recomputed
 UNITS = "units"  # attribute of a series
 ROUNDING = 1e-9  # of a value that is a share
+_MOST_DIGITS = 9  # of a value that is told
 SUMMARY_TOLERANCE = 1e-4  # absolute; a summary may be rounded to four digits, but not tell another story than its queries
 
 
@@ -105,6 +106,27 @@ def off(name: str, reason: str = "Switched off by the policy.") -> GateResult:
 def at_least(value: float, threshold: float) -> Status:
     """Pass when `value` reaches the threshold; a value that is not a number does not."""
     return "pass" if value >= threshold else "fail"
+
+
+def beside(value: float, threshold: float, digits: int, percent: bool = False) -> str:
+    """A value as it stands beside its threshold, with so many decimals, or more where it would else read as what it is not.
+
+    94.96 % is no 95.0 %, and told so its failure would look like a mistake.
+    """
+    scale, sign = (100.0, "%") if percent else (1.0, "")
+    text = f"{scale * value:.{digits}f}"
+    while (
+        value != threshold
+        and digits < _MOST_DIGITS
+        and (float(text) > scale * threshold, float(text) < scale * threshold)
+        != (
+            value > threshold,
+            value < threshold,
+        )
+    ):
+        digits += 1
+        text = f"{scale * value:.{digits}f}"
+    return text + sign
 
 
 def scores(report: Evaluation, system: str, metric: str, owner: str = "") -> pd.Series:

@@ -20,6 +20,7 @@ from components.gates.measures import (
     Outcome,
     agrees,
     at_least,
+    beside,
     bound_text,
     finite,
     gate,
@@ -88,9 +89,9 @@ def _retained(pair: tuple[pd.Series, pd.Series], stated: float | None, asked: fl
     by_mean = policy.retention_by == "mean"
     value = interval.difference if by_mean else interval.low
     text = (
-        f"The student keeps {interval.difference:.1%} of the teacher's {KEPT} ({student.mean():.3f} of {teacher.mean():.3f}), at least "
-        f"{interval.low:.1%} with {100 * policy.confidence:g}% confidence, {sample_text(len(student), interval)}; {asked:.1%} asked of "
-        f"{'the mean' if by_mean else 'the lower end'}."
+        f"The student keeps {beside(interval.difference, asked, 1, percent=True)} of the teacher's {KEPT} ({student.mean():.3f} of "
+        f"{teacher.mean():.3f}), at least {beside(interval.low, asked, 1, percent=True)} with {100 * policy.confidence:g}% confidence, "
+        f"{sample_text(len(student), interval)}; {100 * asked:.4g}% asked of {'the mean' if by_mean else 'the lower end'}."
     )
     return Outcome(at_least(value, asked), text, value, len(student))
 
@@ -138,8 +139,8 @@ def _floor(report: Evaluation, policy: PolicyConfig, metric: str, floor: float) 
         values = scores(report, "student", metric)
         interval = mean_bound(values, policy)
         text = (
-            f"The student's {metric} is {interval.difference:.4f}, at least {interval.low:.4f} with {100 * policy.confidence:g}% "
-            f"confidence, {sample_text(len(values), interval)}; {floor:g} is asked of the lower end."
+            f"The student's {metric} is {interval.difference:.4f}, at least {beside(interval.low, floor, 4)} with "
+            f"{100 * policy.confidence:g}% confidence, {sample_text(len(values), interval)}; {floor:g} is asked of the lower end."
         )
         return Outcome(at_least(interval.low, floor), text, interval.low, len(values))
 
@@ -257,5 +258,5 @@ def _speed_up(report: Evaluation, asked: float) -> Outcome:
     own, rival = (finite(mapping(speed.get(who)).get("qps"), f"number of queries that the {who} encodes a second") for who in ENCODERS)
     if rival <= 0 or abs(value - own / rival) > SPEED_TOLERANCE * value:
         raise NotDecidable(f"The summary states a speed-up of {value:.2f}, but {own:,.1f} and {rival:,.1f} queries a second.")
-    text = f"The student answers {value:.2f} times as many queries per second as the teacher; {asked:g} is asked."
+    text = f"The student answers {beside(value, asked, 2)} times as many queries per second as the teacher; {asked:g} is asked."
     return Outcome(at_least(value, asked), text, value)

@@ -18,6 +18,7 @@ from components.gates.measures import (
     NotDecidable,
     Outcome,
     agrees,
+    beside,
     finite,
     gate,
     in_units,
@@ -72,7 +73,8 @@ def _removed(evidence: GateInputs, allowed: float) -> Outcome:
         return Outcome("first_release", "There is no champion, so no document that was served before can be missing.")
     since, (gone, before) = max(counts.items(), key=lambda entry: entry[1][0] / max(1, entry[1][1]))
     value = gone / max(1, before)
-    text = f"Of the {before:,} documents of {since} {gone:,} are gone ({value:.1%}; {allowed:.1%} allowed)."
+    told = beside(value, allowed, 1, percent=True)
+    text = f"Of the {before:,} documents of {since} {gone:,} are gone ({told}; {100 * allowed:.4g}% allowed)."
     if value <= allowed:
         return Outcome("pass", text, value)
     told = (
@@ -137,9 +139,10 @@ def _ann_recall(report: Evaluation, asked: float, policy: PolicyConfig) -> Outco
     values = _ann_values(report)
     interval = mean_bound(values, policy, may_be_alike=True)  # exact search finds all, of any query
     lost = finite(mapping(report.summary.ann).get("ndcg_lost"), "nDCG@10 that the index loses")
+    low = beside(interval.low, asked, 1, percent=True)
     text = (
-        f"The index finds {interval.difference:.1%} of what exact search finds (recall@{ANN_DEPTH}), at least {interval.low:.1%} with "
-        f"{100 * policy.confidence:g}% confidence, {sample_text(len(values), interval)}; {asked:.1%} asked. "
+        f"The index finds {interval.difference:.1%} of what exact search finds (recall@{ANN_DEPTH}), at least {low} with "
+        f"{100 * policy.confidence:g}% confidence, {sample_text(len(values), interval)}; {100 * asked:.4g}% asked. "
         f"It costs the student {lost:.4f} of nDCG@10."
     )
     if interval.low >= asked:

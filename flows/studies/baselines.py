@@ -22,7 +22,7 @@ from components.towers.config import TowerConfig
 from flows.runner import Step
 from flows.steps import TRAINING_FILES, index_step, towers_key, typed, untrained_key, vectors_step
 from flows.studies.context import Context, StudySettings
-from flows.studies.framework import Cell, Results, about_queries, about_seeds, by_system, require, seeded, whole_trainings
+from flows.studies.framework import Cell, Results, about_queries, about_seeds, about_untimed, by_system, require, seeded, whole_trainings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -332,7 +332,9 @@ def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
 
 def _cost_columns(name: str, costs: Mapping[str, Any]) -> dict[str, float | None]:
     """What one system costs; the documents of BM25, untrained encoders and symmetric pairs are read when the system is opened."""
-    seconds, speed = costs["seconds"][name], costs["systems"][name]
+    seconds, speed = costs["seconds"][name], costs["systems"].get(name)
+    if speed is None:  # not timed
+        return {"training s": seconds["training"], "documents s": seconds["encoding"]}
     parameters, flops = speed.get("parameters"), speed["flops_per_query"]
     return {
         "training s": seconds["training"],
@@ -396,6 +398,7 @@ def _about_costs(costs: Artifact, config: StudySettings) -> list[str]:
     seen = [f"{name} {counts['pairs_seen']:,} of {counts['pairs']:,} pairs" for name, counts in found["pairs"].items()]
     return [
         *([f"Pairs seen in the training that counts: {', '.join(seen)}."] if seen else []),
+        *about_untimed(found["seconds"], found["systems"]),
         (
             "Training: seconds of one training, of the first seed that did not collapse, with all it stands on, the choice of the learning "
             "rate left out. "

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -188,6 +188,13 @@ def about_seeds(cells: Results) -> str:
         "training and of the queries (seeds and units of queries are drawn together)."
         + (f" Where a training collapsed the mean is over the others, and so too good: {', '.join(fewer)}." if fewer else "")
     )
+
+
+def about_untimed(names: Collection[str], timed: Collection[str]) -> list[str]:
+    """The note that says of which systems no time was taken, and why."""
+    untimed = [name for name in names if name not in timed]
+    why = "stored vectors compute nothing, and an endpoint's times are those of its network"
+    return [f"Not timed, and so without a cost: {', '.join(untimed)} ({why})."] if untimed else []
 
 
 def noise_of(study: str, results: Results, config: StudySettings) -> TrainingNoise | None:

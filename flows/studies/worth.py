@@ -31,7 +31,7 @@ from flows.studies.baselines import (
     systems_of,
 )
 from flows.studies.context import Context, StudySettings
-from flows.studies.framework import Cell, Results, about_queries, about_seeds, by_system, require, seeded, whole_trainings
+from flows.studies.framework import Cell, Results, about_queries, about_seeds, about_untimed, by_system, require, seeded, whole_trainings
 from flows.studies.retention import fields_of, layers_left_out
 
 if TYPE_CHECKING:
@@ -237,7 +237,7 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
         if setup := artifact.attributes.get("setup"):
             setups.setdefault(str(setup), []).append(cell)
     unknown = [name for name, seconds in costs["built"].items() if seconds is None]
-    missing = layers_left_out(config)
+    missing, untimed = layers_left_out(config), about_untimed(costs["built"], costs["systems"])
     return [
         _choice(results, config).sentence,
         (
@@ -256,6 +256,7 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
             f"{config.evaluation.throughput_batch}, p50 and p95 at batch 1; of a fused system both together; {costs['machine']}. "
             "MB: weights, index (files, or vectors in float32 where it lies in memory), BM25's table."
         ),
+        *untimed,
         *([f"Not chosen among, since the time of their building was not recorded: {', '.join(unknown)}."] if unknown else []),
         *([f"Left out, since '{config.distillation.student}' has fewer layers: {', '.join(map(str, missing))}."] if missing else []),
         *(f"{setup} ({', '.join(of)})." for setup, of in setups.items()),

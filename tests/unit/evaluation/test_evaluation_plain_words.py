@@ -105,3 +105,10 @@ def test_queries_that_were_taken_apart_are_told_at_the_head_of_the_table() -> No
     assert mark.startswith("QUERIES THAT BELONG TOGETHER ARE TAKEN APART") and "40 units, of which the data makes 7" in mark
     assert " ".join(render_table(apart).split("\n\n")[0].split()).endswith(mark)
     assert units_mark(apart.model_copy(update={"units": units})) == units_mark(summary({})) == ""
+
+
+def test_a_manager_is_told_first_where_the_figures_are_not_of_the_test_queries_or_of_queries_that_were_taken_apart() -> None:
+    assert gain_sentence(summary(GAINS)).startswith("Against BM25")
+    assert gain_sentence(summary(GAINS, "dev")).startswith("NOT MEASURED ON TEST but on the split 'dev'.")
+    units = UnitsSummary(rule="each", units=40, largest=1, words="each", taken_apart=7)
+    assert gain_sentence(summary(GAINS).model_copy(update={"units": units})).startswith("QUERIES THAT BELONG TOGETHER ARE TAKEN APART")
