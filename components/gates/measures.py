@@ -129,6 +129,11 @@ def beside(value: float, threshold: float, digits: int, percent: bool = False) -
     return text + sign
 
 
+def signed(value: float, threshold: float, digits: int) -> str:
+    """The same with its sign."""
+    return f"{'' if value < 0 else '+'}{beside(value, threshold, digits)}"
+
+
 def scores(report: Evaluation, system: str, metric: str, owner: str = "") -> pd.Series:
     """One finite value per judged query with its unit, by query_id in a fixed order; not decidable when one is missing or strange."""
     require_present(report, system)
@@ -273,9 +278,9 @@ def require_paired(a: pd.Series, b: pd.Series) -> None:
         raise NotDecidable("The two systems were measured on different queries, so they cannot be compared in pairs.")
 
 
-def bound_text(interval: Interval, policy: PolicyConfig, queries: int) -> str:
-    """A difference with its lower end and sample size, as it stands in reasons."""
-    end = f"at least {interval.low:+.4f} with {100 * policy.confidence:g}% confidence"
+def bound_text(interval: Interval, policy: PolicyConfig, queries: int, threshold: float = 0.0) -> str:
+    """A difference with its lower end, which is held against the threshold, and sample size, as it stands in reasons."""
+    end = f"at least {signed(interval.low, threshold, 4)} with {100 * policy.confidence:g}% confidence"
     return f"{interval.difference:+.4f}, {end}, {sample_text(queries, interval)}"
 
 

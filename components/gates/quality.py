@@ -35,6 +35,7 @@ from components.gates.measures import (
     require_present,
     sample_text,
     scores,
+    signed,
     units_of,
     values_per_query,
 )
@@ -240,14 +241,16 @@ def _spread(report: Evaluation, policy: PolicyConfig) -> Outcome:
     if ranks[1] <= 0:
         raise NotDecidable("The teacher's query vectors have no effective rank above 0; look at the teacher first.")
     over, share = cosines[0] - cosines[1], ranks[0] / ranks[1]
-    text = (
-        f"The student's query vectors have {share:.0%} of the teacher's effective rank ({ranks[0]:.1f} of {ranks[1]:.1f}) and a mean "
-        f"cosine {over:+.3f} from the teacher's ({cosines[0]:.3f} and {cosines[1]:.3f})."
-    )
     asked_rank, asked_cosine = policy.min_effective_rank_share, policy.max_mean_cosine_over_teacher
+    kept = f"{share:.0%}" if asked_rank is None else beside(share, asked_rank, 0, percent=True)
+    off_by = f"{over:+.3f}" if asked_cosine is None else signed(over, asked_cosine, 3)
+    text = (
+        f"The student's query vectors have {kept} of the teacher's effective rank ({ranks[0]:.1f} of {ranks[1]:.1f}) and a mean "
+        f"cosine {off_by} from the teacher's ({cosines[0]:.3f} and {cosines[1]:.3f})."
+    )
     fine = (asked_rank is None or share >= asked_rank) and (asked_cosine is None or over <= asked_cosine)
-    limits = [] if asked_rank is None else [f"at least {asked_rank:.0%}"]
-    limits += [] if asked_cosine is None else [f"at most {asked_cosine:+.2f}"]
+    limits = [] if asked_rank is None else [f"at least {100 * asked_rank:.4g}%"]
+    limits += [] if asked_cosine is None else [f"at most {asked_cosine:+.4g}"]
     return Outcome("pass" if fine else "fail", f"{text} Asked: {' and '.join(limits)}.", share)
 
 

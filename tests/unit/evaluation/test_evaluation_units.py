@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtrit
 
 from components.data.dataset import Dataset
 from components.errors import DataError
@@ -274,6 +274,6 @@ def test_the_queries_that_are_needed_are_the_fewest_that_are_enough_for_more_com
     needed = queries_for(spread, margin, size=size)
 
     def enough(queries: int) -> bool:
-        return bool(((stdtrit(queries / size - 1, 0.95) + 0.8416) * spread / margin) ** 2 <= queries)
+        return bool(((stdtrit(queries / size - 1, 0.95) + ndtri(0.8)) * spread / margin) ** 2 <= queries)
 
     assert enough(needed + 1) and (needed <= 2 * size or not enough(needed - 1))

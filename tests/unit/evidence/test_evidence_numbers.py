@@ -125,7 +125,7 @@ def test_ticks_hold_both_ends(low: float, high: float) -> None:
 
 
 def test_power_against_a_baseline_is_that_of_the_margin_that_is_asked_there(dossier: Dossier) -> None:
-    """It was that of the margin against the champion, five times as wide in the presets, beside gates that had too little power."""
+    """It was that of the margin against the champion, beside gates that had too little power at their own."""
     policy = {**dossier.policy.model_dump(mode="json"), "margin": 0.2, "baseline_margin": 0.01}
     found = replace(dossier, manifest=dossier.manifest.model_copy(update={"config": {**dossier.manifest.config, "policy": policy}}))
     noisy = np.tile([0.4, 0.6], 20)
