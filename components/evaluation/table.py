@@ -272,7 +272,7 @@ def _speed(speed: SpeedSummary | None) -> str:
     size = speed.student.batch_size
     head = ["", "p50, batch 1", "p95, batch 1", "queries timed", f"queries/s, batch {size}"]
     rows = [_speed_row(name, timed) for name, timed in (("teacher", speed.teacher), ("student", speed.student)) if timed is not None]
-    faster = "" if speed.speed_up is None else f"student: {speed.speed_up:.1f} times the teacher's queries per second; "
+    faster = "" if speed.speed_up is None else f"student: {speed.speed_up:.2f} times the teacher's queries per second; "
     return "\n".join([_columns([head, *rows]), f"{faster}index search p50 {speed.search_p50_ms:.2f} ms", *_work(speed), *_answers(speed)])
 
 

@@ -338,6 +338,11 @@ def notes_on(config: Any, facts: Facts, card: int | None, device: int | None) ->
             f"unit{'' if facts.units == 1 else 's'}, fewer than {least}, so hardly anything says how far others would be from them. Judge "
             "queries of other groups, or, if they were drawn one by one, set evaluation.query_groups, and policy.own_units to false."
         )
+    if policy.own_units and facts.taken_apart:
+        notes.append(
+            f"The gates will leave the verdict undecided: evaluation.query_groups takes queries apart of which the data makes "
+            f"{facts.taken_apart:,} units. Set it to auto, or policy.own_units to false if they were drawn one by one."
+        )
     if policy.slice_margin is not None and policy.min_power is not None:
         spread = TRAINING_SPREAD * math.sqrt(facts.design_effect)
         size = queries / (facts.units or queries)

@@ -118,13 +118,15 @@ def require(results: Results, name: str) -> Artifact:
 def about_queries(scores: Artifact, config: StudySettings) -> str:
     """The note that says on how many queries the table stands, in which units these were drawn, and what its brackets are."""
     from components.studies.report import told_worth
-    from components.studies.scores import load_scores
+    from components.studies.scores import TAKEN_APART, load_scores
 
     splits = ", ".join(dict.fromkeys((config.evaluation.split, *config.evaluation.extra_splits)))
     queries = f"{scores.counts['queries']:,} judged queries ({splits})"
+    apart = scores.attributes.get(TAKEN_APART)
+    narrow = f" The data makes {apart:,} units of them, so intervals and p are narrower than it allows." if apart else ""
     return (
         f"{queries}. In brackets: 95% intervals, paired by query where two systems are compared. p: by Holm over the whole table. "
-        f"{told_worth(load_scores(scores.path), config.evaluation)}"
+        f"{told_worth(load_scores(scores.path), config.evaluation)}{narrow}"
     )
 
 

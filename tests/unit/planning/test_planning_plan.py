@@ -93,6 +93,13 @@ def test_a_margin_that_is_planned_for_few_units_is_one_that_their_gate_can_decid
     assert not any("drawn in" in note for found in (None, 5) for note in plan.notes_on(asked, facts(units=found), None, None))
 
 
+def test_queries_that_the_settings_take_apart_are_told_before_anything_is_trained() -> None:
+    apart = facts(taken_apart=7)
+    assert any("of which the data makes 7 units" in note for note in plan.notes_on(own(), apart, None, None))
+    assert not any("takes queries apart" in note for note in plan.notes_on(own(), facts(), None, None))
+    assert not any("takes queries apart" in note for note in plan.notes_on(own(policy__own_units=False), apart, None, None))
+
+
 def test_the_queries_that_few_units_ask_for_come_in_more_units() -> None:
     """At Student's quantile for two units, which more queries would not be, a plan told many times as many."""
     asked = own(policy__margin=0.01, policy__min_power=0.8)
