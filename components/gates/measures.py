@@ -114,16 +114,8 @@ def beside(value: float, threshold: float, digits: int, percent: bool = False) -
     94.96 % is no 95.0 %, and told so its failure would look like a mistake.
     """
     scale, sign = (100.0, "%") if percent else (1.0, "")
-    text = f"{scale * value:.{digits}f}"
-    while (
-        value != threshold
-        and digits < _MOST_DIGITS
-        and (float(text) > scale * threshold, float(text) < scale * threshold)
-        != (
-            value > threshold,
-            value < threshold,
-        )
-    ):
+    text, side = f"{scale * value:.{digits}f}", math.copysign(1.0, value - threshold)
+    while abs(value - threshold) > ROUNDING and (float(text) - scale * threshold) * side <= 0 and digits < _MOST_DIGITS:
         digits += 1
         text = f"{scale * value:.{digits}f}"
     return text + sign

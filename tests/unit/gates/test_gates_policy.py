@@ -15,7 +15,7 @@ from components.evaluation.report import Evaluation, ExtraSummary, HealthSummary
 from components.gates.config import PolicyConfig
 from components.gates.decide import GateDecision, GateInputs, decide, require_same_inputs
 from components.gates.decision import FACTS_FILE, Findings, GateResult, load_facts, write_facts
-from components.gates.measures import beside
+from components.gates.measures import beside, signed
 from components.gates.policy import policy_digest, recorded_policy
 from flows.config import load_config
 from tests.unit.promotion_world import FACTS, make_comparison, make_evaluation, make_values
@@ -262,7 +262,7 @@ def test_queries_that_belong_together_and_count_one_by_one_leave_a_verdict_undec
 def test_a_value_that_misses_its_threshold_does_not_read_as_if_it_reached_it() -> None:
     assert (beside(0.94996, 0.95, 1, percent=True), beside(0.95, 0.95, 1, percent=True)) == ("94.996%", "95.0%")
     assert (beside(1.5004, 1.5, 2), beside(1.4996, 1.5, 2), beside(0.7, 0.65, 4)) == ("1.5004", "1.4996", "0.7000")
-    assert beside(0.3 - 1e-15, 0.3, 4) == "0.300000000", "what is only rounding apart ends somewhere"
+    assert (beside(0.3 - 1e-15, 0.3, 4), signed(-0.05004, -0.05, 4), signed(0.0, 0.0, 4)) == ("0.3000", "-0.05004", "+0.0000")
     report = make_evaluation(speed_up=1.9996)
     speed_up = gate(decided(report, min_speed_up=2.0), "speed_up")
     assert speed_up.status == "fail" and "1.9996 times as many queries per second as the teacher; 2 is asked" in speed_up.reason
