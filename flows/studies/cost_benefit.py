@@ -164,7 +164,7 @@ def _cost_columns(seconds: float | None, speed: Mapping[str, Any] | None, config
     from components.studies.worth import SECONDS_PER_HOUR, energy_kwh, money, money_per_million
 
     prices, unit = prices_of(config), config.study.currency
-    built = (
+    built: dict[str, float | None] = (
         {"device-hours": None, "kWh": None, f"building {unit}": None}
         if seconds is None
         else {
