@@ -127,7 +127,7 @@ def test_the_report_holds_recall_with_its_interval_and_what_the_index_costs(tmp_
     # The student finds six of eight answers first, and would find all by exact search.
     assert ann.ndcg_lost == pytest.approx(2 / 8)
     low, high = ann.ndcg_lost_interval
-    assert 0 <= low < 2 / 8 < high
+    assert -0.1 < low < 2 / 8 < high  # eight queries say little of others, so a loss of nothing is not excluded
     assert set(evaluation.per_query["system"]) == {"teacher", "student"}
 
 
