@@ -22,10 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.evaluation.config import AUTO, NO_STEMMER, stemmer_name
-from components.evaluation.metrics import RETAINED, per_query_metrics
+from components.evaluation.metrics import RETAINED, JudgedSplit, per_query_metrics
 from components.evaluation.report import Bm25Setup
 from components.evaluation.summarize import judged_split
-from components.evaluation.units import JudgedSplit
 from components.progress import progress_bar
 
 if TYPE_CHECKING:

@@ -20,11 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from components.artifacts import Artifact, digest_of, read_versioned, seal, write_atomic, write_json
 from components.errors import ArtifactError
-from components.evaluation.metrics import METRICS, QRELS, Ranking, per_query_metrics, read_trec_qrels, read_trec_run
+from components.evaluation.metrics import METRICS, QRELS, JudgedSplit, Ranking, per_query_metrics, read_trec_qrels, read_trec_run
 from components.evaluation.report import PER_QUERY_FILE, Comparison, EncoderSpeed, load_summary, read_table
 from components.evaluation.speed import Answer, Timed, describe_machine, measure_speeds
 from components.evaluation.summarize import CONFIDENCE, compare_scores, scores_of
-from components.evaluation.units import JudgedSplit, Units, mean_interval
+from components.evaluation.units import Units, mean_interval
 from components.index.build import recall_against_exact
 
 if TYPE_CHECKING:

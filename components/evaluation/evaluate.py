@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from components.artifacts import EvalReport, remove_files, seal
 from components.evaluation.config import EvaluationConfig
-from components.evaluation.metrics import QRELS, Ranking, per_query_metrics, write_trec_qrels, write_trec_run
+from components.evaluation.metrics import QRELS, JudgedSplit, Ranking, per_query_metrics, write_trec_qrels, write_trec_run
 from components.evaluation.rankers import DenseRanker, FusedRanker, Ranker
 from components.evaluation.report import (
     AnnSummary,
@@ -32,9 +32,9 @@ from components.evaluation.report import (
     write_report,
 )
 from components.evaluation.slices import assign_slices
-from components.evaluation.speed import answering, measure_speed, measure_speeds
+from components.evaluation.speed import answering, is_timed, measure_speed, measure_speeds
 from components.evaluation.summarize import CONFIDENCE, judged_split, require_judged, summarize, summarize_extra
-from components.evaluation.units import JudgedSplit, Units, mean_interval, paired_bootstrap, query_units
+from components.evaluation.units import Units, mean_interval, paired_bootstrap, query_units
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -263,8 +263,7 @@ def _speed(systems: Mapping[str, Ranker], judged: JudgedSplit, config: Evaluatio
     teacher, student = systems.get("teacher"), systems.get("student")
     if not isinstance(student, DenseRanker) or not (isinstance(teacher, DenseRanker) or absent):
         return None
-    # Stored vectors compute nothing that could be timed, and an endpoint's times are those of a network, at its price.
-    timed = teacher if isinstance(teacher, DenseRanker) and teacher.encoder.contract.form not in ("vectors", "endpoint") else None
+    timed = teacher if isinstance(teacher, DenseRanker) and is_timed(teacher) else None
     speed = measure_speed(timed, student, judged.texts, config)
     fused = systems.get(FUSED)
     if not isinstance(fused, FusedRanker):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from components.artifacts import digest_of
+from components.data.dataset import OwnDocuments
 from components.errors import ArtifactError, DataError
 
 if TYPE_CHECKING:
@@ -145,3 +148,39 @@ def _require_one_word(*names: str) -> None:
     for name in names:
         if not name or name.split() != [name]:
             raise DataError(f"'{name}' cannot stand in a TREC file, where white space separates the columns. Rename it.")
+
+
+# --- The judged queries of one split, which every system is asked.
+
+
+@dataclass(frozen=True)
+class JudgedSplit:
+    """The judged queries of one split in the order of their ids, their judgements, and which of them are documents themselves.
+
+    Whoever ranks for them asks for `asked(depth)` documents and takes `rankings` of the answers, which leave out a query's own document.
+    """
+
+    query_ids: list[str]
+    texts: list[str]
+    judgements: pd.DataFrame
+    own: OwnDocuments = field(default_factory=OwnDocuments)
+
+    @property
+    def digest(self) -> str:
+        """sha256 over query texts, judgements and what is left out, whatever their order: equal means that two reports are comparable."""
+        rows = zip(self.judgements["query_id"], self.judgements["doc_id"], self.judgements["score"], strict=True)
+        judgements = sorted([str(query), str(doc), int(score)] for query, doc, score in rows)
+        left_out = {"left_out": sorted(self.own.left_out)} if self.own.left_out else {}
+        return digest_of({"queries": list(zip(self.query_ids, self.texts, strict=True)), "judgements": judgements, **left_out})
+
+    def asked(self, depth: int) -> int:
+        """How many documents to ask for, so that `depth` are left."""
+        return depth + bool(self.own.left_out)
+
+    def rankings(self, found: Iterable[Ranking], depth: int) -> dict[str, Ranking]:
+        """Query id -> at most `depth` different documents found for it (one ranking a query, in their order) without its own."""
+        return {query: self.without_own(query, first_places(ranking))[:depth] for query, ranking in zip(self.query_ids, found, strict=True)}
+
+    def without_own(self, query: str, ranking: Ranking) -> Ranking:
+        """The ranking without the document that is the query itself."""
+        return [hit for hit in ranking if hit[0] != query] if query in self.own.left_out else ranking

@@ -22,10 +22,9 @@ from numpy.typing import NDArray
 from components.errors import SpaceMismatch
 from components.evaluation.bm25 import Bm25Ranker, sampled
 from components.evaluation.config import AUTO
-from components.evaluation.metrics import RETAINED, Ranking, first_places, per_query_metrics, read_trec_run
+from components.evaluation.metrics import RETAINED, JudgedSplit, Ranking, first_places, per_query_metrics, read_trec_run
 from components.evaluation.report import Bm25Setup, FusionSetup, Summary, UntrainedSetup, load_summary
 from components.evaluation.summarize import judged_split
-from components.evaluation.units import JudgedSplit
 from components.index.search import VectorIndex, index_in_memory
 
 if TYPE_CHECKING:

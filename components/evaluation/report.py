@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from components.artifacts import read_versioned, write_atomic, write_json
 from components.data.config import IgnoreIdenticalIds
 from components.errors import ArtifactError
-from components.evaluation.units import COLUMNS, Spread, Units, units_in
+from components.evaluation.units import COLUMNS, Ends, Spread, Units, units_in
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +40,8 @@ class UnitsSummary(_Section):
     """Which of a split's judged queries were drawn together: `units` units of at most `largest` queries, by the `rule`.
 
     `design_effects`, by metric: variance of the student's mean over that of as many queries drawn one by one, by the `spread` over the
-    units (see `components.evaluation.units`; reports of before it was kept have that of residuals). `words` says it all.
+    units (see `components.evaluation.units`; reports of before it was kept have that of residuals). `words` says it all. `taken_apart`: how
+    many units the data itself gives, where the rule takes some of these apart; 0 where it takes none, and in reports of before.
     """
 
     rule: str
@@ -49,6 +50,7 @@ class UnitsSummary(_Section):
     design_effects: dict[str, float] = Field(default_factory=dict)
     words: str
     spread: Spread = "residuals"
+    taken_apart: int = 0
 
 
 class SystemSummary(_Section):
@@ -247,7 +249,7 @@ class Summary(_Section):
     two-sided interval. `extra` maps a split to its figures, `health` teacher and student to theirs, `ann` is the index's recall; reports of
     older versions have none of these. `own_documents` is there when queries have ids of documents. Without `units`, as in older reports,
     every query counts as drawn by itself. `bm25` says which BM25 was measured, `untrained` by system which untrained encoders, `fusion` how
-    student and BM25 were fused, `absent` why a system is not among `systems`.
+    student and BM25 were fused, `absent` why a system is not among `systems`, `ends` how intervals over single queries end.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -271,6 +273,7 @@ class Summary(_Section):
     untrained: dict[str, UntrainedSetup] = Field(default_factory=dict)
     fusion: FusionSetup | None = None
     absent: dict[str, str] = Field(default_factory=dict)
+    ends: Ends = "percentile"
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from components.data.dataset import Dataset
-    from components.evaluation.units import JudgedSplit
+    from components.evaluation.metrics import JudgedSplit
 
 COLUMNS = ("query_id", "dimension", "slice")
 TRAIN = "train"

@@ -93,6 +93,14 @@ class _Stopwatch:
         return EncoderSpeed(p50_ms=float(p50), p95_ms=float(p95), qps=qps, batch_size=batch_size, queries=len(self.single))
 
 
+def is_timed(system: TextEncoder | Ranker) -> bool:
+    """Whether its times say anything: stored vectors compute nothing, and an endpoint's times are those of a network, at its price."""
+    if isinstance(system, FusedRanker):
+        return is_timed(system.dense)
+    encoder = system.encoder if isinstance(system, DenseRanker) else system
+    return getattr(getattr(encoder, "contract", None), "form", None) not in ("vectors", "endpoint")
+
+
 def encoding(encoder: TextEncoder) -> Timed:
     """Answer a batch by encoding it, tokenisation included: at once, or in parts of similar length, which hold less padding."""
 
@@ -251,11 +259,11 @@ def _seconds(call: Callable[[], object]) -> float:
 def encoder_speeds(encoders: Mapping[str, Artifact], dataset: Artifact, config: EvaluationConfig) -> dict[str, Any]:
     """Name -> p50_ms and p95_ms at batch 1, qps at batch `config.throughput_batch`, work and parameters; and the `machine` in words.
 
-    Only encoding is timed, tokenisation included; the search is the same for all.
+    Only encoding is timed, tokenisation included; the search is the same for all. One that is not timed (see `is_timed`) is left out.
     """
     from components.distillation.student import load_encoder
 
-    opened = {name: load_encoder(artifact.path) for name, artifact in encoders.items()}
+    opened = {name: encoder for name, artifact in encoders.items() if is_timed(encoder := load_encoder(artifact.path))}
     queries = judged_split(load_dataset(dataset.path), config.split).texts
     speeds = measure_speeds({name: encoding(encoder) for name, encoder in opened.items()}, queries, config)
     return {
@@ -268,13 +276,14 @@ def serving_speeds(openers: Mapping[str, Callable[[], Ranker]], dataset: Artifac
     """Name -> speed of whole answers, search of `config.depth` documents included, and the seconds that opening the system took.
 
     Opening BM25 is indexing the documents, opening an untrained encoder is encoding them; others load what was built before. Of an encoder
-    work and parameters are told as well.
+    work and parameters are told as well. One that is not timed (see `is_timed`) is left out.
     """
     rankers, opening = {}, {}
     for name, open_ranker in openers.items():
         started = time.perf_counter()
-        rankers[name] = open_ranker()
-        opening[name] = time.perf_counter() - started
+        ranker = open_ranker()
+        if is_timed(ranker):
+            rankers[name], opening[name] = ranker, time.perf_counter() - started
     queries = judged_split(load_dataset(dataset.path), config.split).texts
     speeds = measure_speeds({name: answering(ranker, config.depth) for name, ranker in rankers.items()}, queries, config)
     systems = {name: {**_worked(speeds[name], ranker, queries), "opening_seconds": opening[name]} for name, ranker in rankers.items()}

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.errors import DataError
-from components.evaluation.metrics import METRICS, RETAINED
+from components.evaluation.metrics import METRICS, RETAINED, JudgedSplit
 from components.evaluation.report import Comparison, ExtraSummary, OwnSummary, Summary, SystemSummary, UnitsSummary
+from components.evaluation.table import told_units
 from components.evaluation.units import (
     AUTO,
     Interval,
-    JudgedSplit,
     Numbers,
     Units,
     design_effect,
@@ -22,7 +22,6 @@ from components.evaluation.units import (
     paired_bootstrap,
     query_units,
     ratio_interval,
-    told_units,
 )
 
 if TYPE_CHECKING:
@@ -101,6 +100,7 @@ def summarize(
         speed=None,
         own_documents=_own(judged),
         units=_units(units, scores),
+        ends="student",
     )
 
 
@@ -130,7 +130,8 @@ def _units(units: Units | None, scores: Scores) -> UnitsSummary | None:
     name = "student" if ("student", RETAINED[0]) in scores else next(iter(scores))[0]
     effects = {metric: design_effect(scores[name, metric], units.numbers) for metric in RETAINED} if units.count > 1 else {}
     told = told_units(units, effects)
-    return UnitsSummary(rule=units.rule, units=units.count, largest=units.largest, design_effects=effects, words=told, spread="left_out")
+    sizes = {"units": units.count, "largest": units.largest, "taken_apart": units.taken_apart}
+    return UnitsSummary(rule=units.rule, **sizes, design_effects=effects, words=told, spread="left_out")
 
 
 def _own(judged: JudgedSplit) -> OwnSummary | None:

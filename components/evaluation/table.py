@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from components.evaluation.metrics import METRICS, RETAINED, metric_words
 from components.evaluation.report import AnnSummary, Comparison, EncoderSpeed, ExtraSummary, SpeedSummary, Summary
+from components.evaluation.units import Units, effective_queries
 
 TEST, DEV = "test", "dev"
 CHOSEN_ON_DEV = "Checkpoints were chosen on it, so its figures are too good."
@@ -20,6 +21,18 @@ def split_mark(split: str) -> str:
         return ""
     chosen = CHOSEN_ON_DEV if split == DEV else "It is not the split 'test'."
     return f"NOT MEASURED ON TEST but on the split '{split}'. {chosen}"
+
+
+def units_mark(summary: Summary) -> str:
+    """A warning where `evaluation.query_groups` takes apart queries that the data holds together; empty where it takes none."""
+    every = [("", summary.units), *((f" of '{split}'", extra.units) for split, extra in summary.extra.items())]
+    told = [f"{u.units:,} units{of}, of which the data makes {u.taken_apart:,}" for of, u in every if u and u.taken_apart]
+    if not told:
+        return ""
+    return (
+        f"QUERIES THAT BELONG TOGETHER ARE TAKEN APART, as evaluation.query_groups says: {'; '.join(told)}. Intervals are narrower than "
+        "the data allows."
+    )
 
 
 def teacher_mark(summary: Summary) -> str:
@@ -40,6 +53,18 @@ def teacher_mark(summary: Summary) -> str:
     return ""
 
 
+def told_units(units: Units, effects: dict[str, float]) -> str:
+    """One or two sentences: how many units, by which rule, and for each metric what they are worth."""
+    queries = len(units.query_ids)
+    if units.count == 1:
+        return f"All {queries:,} queries are one unit ({units.rule}), so no interval can be given."
+    if units.count == queries:
+        return f"{queries:,} queries, each a unit of its own: {units.rule}."
+    worth = ", ".join(f"{effective_queries(queries, found):,} by {metric} (design effect {found:.1f})" for metric, found in effects.items())
+    told = f"{queries:,} queries in {units.count:,} units of up to {units.largest:,}: {units.rule}."
+    return f"{told} They say as much as independent queries: {worth}." if worth else told
+
+
 Difference = tuple[float, float | None, float | None]
 
 
@@ -55,6 +80,7 @@ def difference(summary: Summary, system: str, baseline: str, metric: str) -> Dif
 def gain_sentence(summary: Summary, about_trainings: str = "") -> str:
     """What was gained over BM25 and over the downloaded encoder in both metrics with their intervals, and whether the teacher lost.
 
+    What makes these figures worth less, as another split than test, stands before it.
     `about_trainings`: what the intervals, which are over the queries of one training, do not hold.
     """
     told = [(words, _changes(summary, rival)) for rival, words in _RIVALS.items()]
@@ -65,7 +91,9 @@ def gain_sentence(summary: Summary, about_trainings: str = "") -> str:
     parts += [lost[0].lower() + lost[1:]] if lost else []
     whole = "; ".join(parts)
     unsaid = f"; {about_trainings}" if about_trainings else ""
-    return f"{whole[0].upper()}{whole[1:]} (in brackets {summary.confidence:.0%} intervals over the queries{unsaid})."
+    marks = [mark for mark in (split_mark(summary.split), units_mark(summary)) if mark]
+    sentence = f"{whole[0].upper()}{whole[1:]} (in brackets {summary.confidence:.0%} intervals over the queries{unsaid})."
+    return " ".join([*marks, sentence])
 
 
 def fusion_sentence(summary: Summary) -> str:
@@ -145,7 +173,7 @@ def _heading(summary: Summary) -> str:
         f"in brackets: {summary.confidence:.0%} interval"
     )
     own = "" if summary.own_documents is None else summary.own_documents.words
-    return "\n".join(line for line in (heading, split_mark(summary.split), own) if line)
+    return "\n".join(line for line in (heading, split_mark(summary.split), *textwrap.wrap(units_mark(summary), _WIDTH), own) if line)
 
 
 def _units(summary: Summary | ExtraSummary) -> list[str]:
@@ -244,7 +272,7 @@ def _speed(speed: SpeedSummary | None) -> str:
     size = speed.student.batch_size
     head = ["", "p50, batch 1", "p95, batch 1", "queries timed", f"queries/s, batch {size}"]
     rows = [_speed_row(name, timed) for name, timed in (("teacher", speed.teacher), ("student", speed.student)) if timed is not None]
-    faster = "" if speed.speed_up is None else f"student: {speed.speed_up:.1f} times the teacher's queries per second; "
+    faster = "" if speed.speed_up is None else f"student: {speed.speed_up:.2f} times the teacher's queries per second; "
     return "\n".join([_columns([head, *rows]), f"{faster}index search p50 {speed.search_p50_ms:.2f} ms", *_work(speed), *_answers(speed)])
 
 

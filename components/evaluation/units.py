@@ -1,8 +1,8 @@
 """The units that were sampled, single queries or groups of them: bootstrap intervals over them, and the power of a comparison.
 
 The test holds the lower end of a one-sided interval of the mean difference against -margin. For a true difference of 0 and a standard
-error s it succeeds with probability Phi(margin / s - z), z being the normal quantile of the confidence. Where queries were drawn in units
-(None: each by itself), the standard error is that of a cluster sample, and z Student's quantile, by which the interval is widened then.
+error s it succeeds with probability Phi(margin / s - z), z being Student's quantile of the confidence, by which the interval is
+widened. Where queries were drawn in units (None: each by itself), the standard error is that of a cluster sample.
 Sources: Julious, Sample sizes for clinical trials with normal data, Statistics in Medicine 23 (2004), section 6; Cameron and Miller, A
 practitioner's guide to cluster-robust inference, Journal of Human Resources 50 (2015), section II; MacKinnon, Nielsen and Webb,
 Cluster-robust inference: a guide to empirical practice, Journal of Econometrics 232 (2023), for the jackknife over units of unlike sizes.
@@ -13,20 +13,19 @@ three-character category); `evaluation.query_groups` names another, or says that
 that have a relevant document in common are one unit, and so are those that are linked through others. Source: Kish, Survey Sampling
 (1965), chapter 8, for the design effect.
 
-Units are drawn with replacement and the statistic is computed on each draw; the interval is cut at the percentiles of these values. Two
-systems are resampled together (paired), since what is hard for one is mostly hard for the other. Where a training was repeated with other
-seeds, its seeds are drawn as well (`seeded_interval`). Sources: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter
-13; Sakai, SIGIR 2006, for retrieval metrics; Davison and Hinkley, Bootstrap Methods and their Application (1997), section 3.8, for units
-of several values; Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1 (2007), for two levels at once.
+Units are drawn with replacement and the statistic is computed on each draw; the interval is cut at the percentiles of these values, and
+its ends are moved away as `seeded_interval` says. Two systems are resampled together (paired), since what is hard for one is mostly hard
+for the other. Where a training was repeated with other seeds, its seeds are drawn as well. Sources: Efron and Tibshirani, An Introduction
+to the Bootstrap (1993), chapter 13; Sakai, SIGIR 2006, for retrieval metrics; Davison and Hinkley, Bootstrap Methods and their Application
+(1997), section 3.8, for units of several values; Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1 (2007), for two levels.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Literal
@@ -34,24 +33,27 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from components.artifacts import digest_of
-from components.data.dataset import OwnDocuments
 from components.errors import DataError
-from components.evaluation.metrics import Ranking, first_places
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from components.data.dataset import Dataset
+    from components.evaluation.metrics import JudgedSplit
 
 
 _NORMAL = NormalDist()
-_STEPS = 20  # until the number of queries and that of their units fit each other
 Spread = Literal["left_out", "residuals"]  # how a standard error over units is told; by the second the first decisions were made
+Ends = Literal["student", "percentile"]  # of an interval over single queries; by the second the decisions of before were made
 
 
 def power(
-    differences: ArrayLike, margin: float, confidence: float = 0.95, units: Numbers | None = None, spread: Spread = "left_out"
+    differences: ArrayLike,
+    margin: float,
+    confidence: float = 0.95,
+    units: Numbers | None = None,
+    spread: Spread = "left_out",
+    ends: Ends = "student",
 ) -> float:
     """Chance, from 0 to 1, that the test passes when there is no true difference, given the spread of these paired differences.
 
@@ -60,7 +62,7 @@ def power(
     error = standard_error(differences, units, spread)
     if error == 0:
         return 1.0
-    return _NORMAL.cdf(margin / error - _end(confidence, _count(units, len(np.asarray(differences)))))
+    return _NORMAL.cdf(margin / error - _end(confidence, _count(units, len(np.asarray(differences)), ends)))
 
 
 def min_detectable(differences: ArrayLike, confidence: float = 0.95, wanted: float = 0.8, units: Numbers | None = None) -> float:
@@ -82,36 +84,46 @@ def queries_needed(
     Raises DataError where all are one unit: nothing says how far others would be from it.
     """
     values = np.asarray(differences, dtype=np.float64)
-    error = standard_error(values, units, spread)
-    if not math.isfinite(error):
+    error, count = standard_error(values, units, spread), _count(units, len(values))
+    if not math.isfinite(error) or count is None:
         raise DataError("All queries are one unit, so nothing says how many more would be needed. Judge queries of other groups.")
-    of_one, count, needed = error * math.sqrt(len(values)), _count(units, len(values)), float(len(values))
-    if count is None:
-        return queries_for(of_one, margin, confidence, wanted)
-    for _ in range(_STEPS):  # more queries come in more units
-        needed = ((_end(confidence, count * needed / len(values)) + _NORMAL.inv_cdf(wanted)) * of_one / margin) ** 2
-    return max(2, math.ceil(needed))
+    return queries_for(error * math.sqrt(len(values)), margin, confidence, wanted, len(values) / count)
 
 
-def queries_for(spread: float, margin: float, confidence: float = 0.95, wanted: float = 0.8, units: int | None = None) -> int:
-    """How many queries give the power `wanted` at the margin, when the differences per query have the standard deviation `spread`."""
-    return max(2, math.ceil(((_end(confidence, units) + _NORMAL.inv_cdf(wanted)) * spread / margin) ** 2))
+def queries_for(spread: float, margin: float, confidence: float = 0.95, wanted: float = 0.8, size: float = 1.0) -> int:
+    """How many queries, in units of `size` on the average, give the power `wanted` at the margin.
+
+    `spread` is the standard error of their mean times the root of their number: the standard deviation of single queries' differences.
+    """
+    beyond = _NORMAL.inv_cdf(wanted)
+
+    def enough(queries: int) -> bool:
+        return ((_end(confidence, queries / size) + beyond) * spread / margin) ** 2 <= queries
+
+    # More queries come in more units, of which Student's quantile is smaller: the first number that is enough, for fewer never are.
+    few, many = 1, max(2, math.ceil(2 * size))
+    while not enough(many):
+        few, many = many, 2 * many
+    while many - few > 1 and few > 1:
+        middle = (few + many) // 2
+        few, many = (few, middle) if enough(middle) else (middle, many)
+    return many
 
 
 def margin_for(spread: float, queries: int, confidence: float = 0.95, wanted: float = 0.8, units: int | None = None) -> float:
-    """The smallest margin that so many queries, in so many units, can show with the power `wanted`, at that deviation of differences."""
-    return (_end(confidence, units) + _NORMAL.inv_cdf(wanted)) * spread / math.sqrt(queries)
+    """The smallest margin that so many queries, in so many units, can show with the power `wanted`, at that `spread` of `queries_for`."""
+    return (_end(confidence, queries if units is None else units) + _NORMAL.inv_cdf(wanted)) * spread / math.sqrt(queries)
 
 
 def _end(confidence: float, units: float | None) -> float:
-    """The quantile at which the test's interval ends: Student's for so many units, the normal one for single queries."""
+    """Student's quantile for so many units, at which the test's interval ends; the normal one where it ends at percentiles (None)."""
     normal = _NORMAL.inv_cdf(confidence)
     return normal if units is None or units < 2 else normal * _widening(units - 1, 2 * confidence - 1)
 
 
-def _count(units: Numbers | None, queries: int) -> int | None:
+def _count(units: Numbers | None, queries: int, ends: Ends = "student") -> int | None:
     numbers = grouped(units, queries)
-    return None if numbers is None else int(numbers.max()) + 1
+    return (queries if ends == "student" else None) if numbers is None else int(numbers.max()) + 1
 
 
 def standard_error(differences: ArrayLike, units: Numbers | None = None, spread: Spread = "left_out") -> float:
@@ -157,11 +169,15 @@ Numbers = NDArray[np.int64]  # the unit of each query, in the order of its value
 
 @dataclass(frozen=True)
 class Units:
-    """The unit of every judged query: `numbers`, int64 (queries,), from 0 on and in the order of `query_ids`; `rule` is a clause."""
+    """The unit of every judged query: `numbers`, int64 (queries,), from 0 on and in the order of `query_ids`; `rule` is a clause.
+
+    `taken_apart`: how many units the data itself would give, where the rule takes some of these apart; 0 where it takes none.
+    """
 
     query_ids: tuple[str, ...]
     numbers: Numbers
     rule: str = ""
+    taken_apart: int = 0
 
     def __deepcopy__(self, _: object) -> Units:
         return self  # pandas copies what is attached to a series with every operation
@@ -218,7 +234,8 @@ def query_units(judged: JudgedSplit, dataset: Dataset, groups: str = AUTO) -> Un
     """
     queries = tuple(judged.query_ids)
     if groups == SINGLE:
-        return Units(queries, np.arange(len(queries)), "each query was drawn by itself, as evaluation.query_groups says")
+        single = Units(queries, np.arange(len(queries)), "each query was drawn by itself, as evaluation.query_groups says")
+        return _held_against(query_units(judged, dataset), single)
     field = dataset.query_groups if groups == AUTO else groups
     rows = judged.judgements[judged.judgements["score"] > 0]
     asked, answers = [str(query) for query in rows["query_id"]], [str(document) for document in rows["doc_id"]]
@@ -229,7 +246,16 @@ def query_units(judged: JudgedSplit, dataset: Dataset, groups: str = AUTO) -> Un
         links += [(query, ("group", named[answer])) for query, answer in zip(asked, answers, strict=True) if answer in named]
     shared = "queries that have a relevant document in common are one unit"
     rule = f"queries whose relevant documents have the same {field}, or one in common, are one unit" if field else shared
-    return Units(queries, _connected(queries, links), rule)
+    found = Units(queries, _connected(queries, links), rule)
+    return found if field == dataset.query_groups else _held_against(query_units(judged, dataset), found)
+
+
+def _held_against(own: Units, asked: Units) -> Units:
+    """The units that were asked for, with a word where they take apart what the data itself holds together."""
+    if len(set(zip(own.numbers.tolist(), asked.numbers.tolist(), strict=True))) == own.count:
+        return asked
+    rule = f"{asked.rule}, though the data makes {own.count:,} unit{'' if own.count == 1 else 's'} of them ({own.rule})"
+    return replace(asked, rule=rule, taken_apart=own.count)
 
 
 def _require_known(named: dict[str, str], field: str, groups: str) -> None:
@@ -305,19 +331,6 @@ def effective_queries(queries: int, effect: float) -> int:
     return max(1, min(queries, round(queries / effect))) if effect > 0 else queries
 
 
-def told_units(units: Units, effects: dict[str, float]) -> str:
-    """One or two sentences: how many units, by which rule, and for each metric what they are worth."""
-    queries = len(units.query_ids)
-    if units.count == 1:
-        return f"All {queries:,} queries are one unit ({units.rule}), so no interval can be given."
-    if units.count == queries:
-        return f"{queries:,} queries, each a unit of its own: {units.rule}."
-    sizes = Counter(units.numbers.tolist())
-    worth = ", ".join(f"{effective_queries(queries, found):,} by {metric} (design effect {found:.1f})" for metric, found in effects.items())
-    told = f"{queries:,} queries in {units.count:,} units of up to {max(sizes.values()):,}: {units.rule}."
-    return f"{told} They say as much as independent queries: {worth}." if worth else told
-
-
 # --- Bootstrap intervals over the units that were sampled: single queries, or groups of queries.
 
 
@@ -358,31 +371,48 @@ class Interval:
 
 
 def paired_bootstrap(
-    a: ArrayLike, b: ArrayLike, samples: int = 2000, confidence: float = 0.95, seed: int = 13, units: Numbers | None = None
+    a: ArrayLike,
+    b: ArrayLike,
+    samples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 13,
+    units: Numbers | None = None,
+    ends: Ends = "student",
 ) -> Interval:
-    """Mean of `a` minus mean of `b`, one value per query in the same order, with a two-sided percentile interval.
+    """Mean of `a` minus mean of `b`, one value per query in the same order, with a two-sided interval.
 
     `confidence` 0.95 cuts 2.5 % off each end; for a one-sided bound at confidence c take the low end at 2c - 1. The same seed draws
-    the same units; `units` has the unit of each query, None: each is its own. Raises DataError when the lengths differ, are 0, or a value
-    is not finite.
+    the same units; `units` has the unit of each query, None: each is its own, and `ends` says how they end then. Raises DataError when the
+    lengths differ, are 0, or a value is not finite.
     """
     first, second = _paired(a, b)
     gaps = first - second
-    return _interval(float(gaps.mean()), resampled_means(gaps, samples, seed, units), confidence, grouped(units, len(gaps)))
+    return _interval(float(gaps.mean()), resampled_means(gaps, samples, seed, units), confidence, len(gaps), units, ends)
 
 
 def mean_interval(
-    values: ArrayLike, samples: int = 2000, confidence: float = 0.95, seed: int = 13, units: Numbers | None = None
+    values: ArrayLike,
+    samples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 13,
+    units: Numbers | None = None,
+    ends: Ends = "student",
 ) -> Interval:
-    """The mean over queries (in `difference`) with its two-sided percentile interval; `units` as in `paired_bootstrap`."""
+    """The mean over queries (in `difference`) with its two-sided interval; `units` and `ends` as in `paired_bootstrap`."""
     checked = _values(values)
-    return _interval(float(checked.mean()), resampled_means(checked, samples, seed, units), confidence, grouped(units, len(checked)))
+    return _interval(float(checked.mean()), resampled_means(checked, samples, seed, units), confidence, len(checked), units, ends)
 
 
 def ratio_interval(
-    a: ArrayLike, b: ArrayLike, samples: int = 2000, confidence: float = 0.95, seed: int = 13, units: Numbers | None = None
+    a: ArrayLike,
+    b: ArrayLike,
+    samples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 13,
+    units: Numbers | None = None,
+    ends: Ends = "student",
 ) -> Interval:
-    """Mean of `a` over mean of `b` (in `difference`), paired, with its two-sided percentile interval; `units` as in `paired_bootstrap`.
+    """Mean of `a` over mean of `b` (in `difference`), paired, with its two-sided interval; `units` and `ends` as in `paired_bootstrap`.
 
     Raises DataError when the mean of `b` is 0: there is no ratio then. Draws in which it is 0 count as an endless ratio.
     """
@@ -390,7 +420,7 @@ def ratio_interval(
     if second.mean() == 0:
         raise DataError("A ratio of two means cannot be computed where the second is 0.")
     over, under = resampled_means(first, samples, seed, units), resampled_means(second, samples, seed, units)
-    found = _interval(float(first.mean() / second.mean()), _ratios(over, under), confidence, grouped(units, len(first)))
+    found = _interval(float(first.mean() / second.mean()), _ratios(over, under), confidence, len(first), units, ends)
     return _not_below_zero(found, first, second)
 
 
@@ -523,15 +553,16 @@ def _two_sided(distance: float, error: float, freedom: float) -> float:
     return float(2 * stdtr(freedom, -abs(distance) / error))
 
 
-def _interval(value: float, draws: NDArray[np.float64], confidence: float, numbers: Numbers | None) -> Interval:
-    """Units of several queries are mostly few, so the percentiles are moved away from the value as `seeded_interval` says."""
-    if numbers is None:
+def _interval(value: float, draws: NDArray[np.float64], confidence: float, queries: int, units: Numbers | None, ends: Ends) -> Interval:
+    """The percentiles are moved away from the value as `seeded_interval` says, for those of a few units lie too near to it."""
+    numbers = grouped(units, queries)
+    if numbers is None and ends == "percentile":
         return Interval(value, *_scaled(value, draws, confidence, 1.0))
-    count = int(numbers.max()) + 1
+    count = queries if numbers is None else int(numbers.max()) + 1
     if count < 2:
         return Interval(value, -math.inf, math.inf, count)
     widening = _widening(count - 1, confidence) * math.sqrt(count / (count - 1))
-    return Interval(value, *_scaled(value, draws, confidence, widening), count)
+    return Interval(value, *_scaled(value, draws, confidence, widening), None if numbers is None else count)
 
 
 def _scaled(value: float, draws: NDArray[np.float64], confidence: float, widening: float) -> tuple[float, float]:
@@ -565,36 +596,3 @@ def _values(values: ArrayLike) -> NDArray[np.float64]:
     if not np.isfinite(array).all():
         raise DataError(f"{int((~np.isfinite(array)).sum())} queries have no finite value; a mean over the others would hide them.")
     return array
-
-
-@dataclass(frozen=True)
-class JudgedSplit:
-    """The judged queries of one split in the order of their ids, their judgements, and which of them are documents themselves.
-
-    Whoever ranks for them asks for `asked(depth)` documents and takes `rankings` of the answers, which leave out a query's own document.
-    """
-
-    query_ids: list[str]
-    texts: list[str]
-    judgements: pd.DataFrame
-    own: OwnDocuments = field(default_factory=OwnDocuments)
-
-    @property
-    def digest(self) -> str:
-        """sha256 over query texts, judgements and what is left out, whatever their order: equal means that two reports are comparable."""
-        rows = zip(self.judgements["query_id"], self.judgements["doc_id"], self.judgements["score"], strict=True)
-        judgements = sorted([str(query), str(doc), int(score)] for query, doc, score in rows)
-        left_out = {"left_out": sorted(self.own.left_out)} if self.own.left_out else {}
-        return digest_of({"queries": list(zip(self.query_ids, self.texts, strict=True)), "judgements": judgements, **left_out})
-
-    def asked(self, depth: int) -> int:
-        """How many documents to ask for, so that `depth` are left."""
-        return depth + bool(self.own.left_out)
-
-    def rankings(self, found: Iterable[Ranking], depth: int) -> dict[str, Ranking]:
-        """Query id -> at most `depth` different documents found for it (one ranking a query, in their order) without its own."""
-        return {query: self.without_own(query, first_places(ranking))[:depth] for query, ranking in zip(self.query_ids, found, strict=True)}
-
-    def without_own(self, query: str, ranking: Ranking) -> Ranking:
-        """The ranking without the document that is the query itself."""
-        return [hit for hit in ranking if hit[0] != query] if query in self.own.left_out else ranking

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from components.distillation.router import ADAPTER, adapter_on_hub
 from components.evaluation.metrics import RETAINED, metric_words
 from components.evaluation.report import Summary, load_summary
-from components.evaluation.table import render_shift
+from components.evaluation.table import render_shift, split_mark, units_mark
 from components.evaluation.units import effective_queries
 from components.evidence.dossier import METRIC, Delta, Dossier, against_champion, baseline_rivals, deltas, require_measured
 from components.evidence.labels import (
@@ -381,7 +381,8 @@ def _measured(summary: Summary) -> str:
         f"{summary.confidence:.0%} intervals.{units} The teacher is query tower and document tower, the student is the student with the "
         "document tower's index."
     )
-    return "\n".join(["## Measured", "", told, "", *header, *rows])
+    marks = [f"**{mark}**" for mark in (split_mark(summary.split), units_mark(summary)) if mark]
+    return "\n".join(["## Measured", "", " ".join([*marks, told]), "", *header, *rows])
 
 
 def _cell(found: Any, metric: str) -> str:

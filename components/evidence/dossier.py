@@ -166,6 +166,7 @@ def _mapping(value: Any) -> dict[str, Any]:
 METRIC = "ndcg@10"
 Tone = Literal["better", "worse", "open"]
 _ROUNDING = 1e-9  # of means of values between 0 and 1
+BASELINES = ("bm25", "student_untrained")  # whose margin is policy.baseline_margin
 FEWEST = 10  # queries below which an interval over queries means nothing
 Scores = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
 
@@ -175,8 +176,9 @@ class Delta:
     """Mean of one system minus another's over the same queries, with its two-sided interval.
 
     Without one (None) there are too few queries, a single unit, or few units that all say the same.
-    `power` is the chance to show an equal system to be equal at the policy's margin (in a slice: at that for slices), `detectable` the
-    smallest margin that could be shown with a chance of 80 %; both at the policy's one-sided confidence, and None for too few queries.
+    `power` is the chance to show an equal system to be equal at the policy's margin (in a slice, or against a baseline: at that for these),
+    `detectable` the smallest margin that could be shown with a chance of 80 %; both at the policy's one-sided confidence, and None for too
+    few queries.
     `means` are those of both systems. `effective` is how many queries drawn one by one would say as much, None where these were.
     """
 
@@ -267,10 +269,10 @@ def baseline_rivals(dossier: Dossier) -> list[Rivals]:
 
 
 def deltas(rivals: Rivals, dossier: Dossier, metrics: Sequence[str] = METRICS) -> list[Delta]:
-    """The difference in each metric."""
-    name = f"{rivals.first} - {rivals.second}"
-    ids = rivals.query_ids
-    return [delta(name, metric, rivals.scores[metric], ids, dossier) for metric in metrics if metric in rivals.scores]
+    """The difference in each metric; against a baseline with the power at the margin that is asked there."""
+    name, ids = f"{rivals.first} - {rivals.second}", rivals.query_ids
+    margin = dossier.policy.baseline_margin if rivals.second in BASELINES else None
+    return [delta(name, metric, rivals.scores[metric], ids, dossier, margin) for metric in metrics if metric in rivals.scores]
 
 
 def slice_deltas(rivals: Rivals, slices: pd.DataFrame, dossier: Dossier) -> list[Delta]:

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from components.distillation.config import HELD_OUT_TITLES
 from components.evaluation.report import Summary
-from components.evaluation.table import split_mark, teacher_mark
+from components.evaluation.table import split_mark, teacher_mark, units_mark
 from components.evidence.dossier import Delta, Dossier, Tone, tone_of
 from components.gates.decision import GateResult
 from components.release.manifest import ReleaseManifest
@@ -56,8 +56,11 @@ def noise_words(dossier: Dossier) -> str:
 
 
 def first_line(verdict: str, summary: Summary) -> str:
-    """The verdict, and in the same line what makes it worth less: another split than test, a teacher that is worse than doing nothing."""
-    marks = [mark for mark in (split_mark(summary.split), teacher_mark(summary)) if mark]
+    """The verdict, and in the same line what makes it worth less.
+
+    That is another split than test, queries that were taken apart, a teacher that is worse than doing nothing.
+    """
+    marks = [mark for mark in (split_mark(summary.split), units_mark(summary), teacher_mark(summary)) if mark]
     return " ".join([f"{verdict}.", *marks]) if marks else verdict
 
 

@@ -149,7 +149,7 @@ def speed_section(dossier: Dossier) -> Markup:
     rows = [_speed_row(name, speed) for name, speed in _speeds(dossier)]
     compared, speed = dossier.compared.summary, dossier.evaluation.summary.speed
     told = [f"Index search alone: p50 {speed.search_p50_ms:.2f} ms."] if speed else []
-    told += [f"{speed.speed_up:.1f} times the teacher's queries per second."] if speed and speed.speed_up is not None else []
+    told += [f"{speed.speed_up:.2f} times the teacher's queries per second."] if speed and speed.speed_up is not None else []
     if compared is not None:
         ratio, faster = compared.candidate.p95_ms / compared.champion.p95_ms, compared.candidate.qps / compared.champion.qps
         told += [f"Candidate over champion, in turns on {compared.machine}: p95 {ratio:.2f}, queries per second {faster:.2f}."]

@@ -268,7 +268,7 @@ def gates_section(dossier: Dossier) -> Markup:
 
 
 def _gate_row(gate: GateResult) -> list[Cell]:
-    value, threshold = ("" if found is None else f"{found:.4g}" for found in (gate.value, gate.threshold))
+    value, threshold = _told_apart(gate.value, gate.threshold)
     queries, power = "" if gate.queries is None else f"{gate.queries:,}", share(gate.power)
     return [
         gate_words(gate),
@@ -280,6 +280,15 @@ def _gate_row(gate: GateResult) -> list[Cell]:
         queries,
         power,
     ]
+
+
+def _told_apart(value: float | None, threshold: float | None) -> tuple[str, str]:
+    """Both with four digits that count, and more where another value would read as the threshold."""
+    for digits in range(4, 12):
+        told = tuple("" if found is None else f"{found:.{digits}g}" for found in (value, threshold))
+        if value == threshold or told[0] != told[1]:
+            break
+    return told[0], told[1]
 
 
 def _gate_name(gate: GateResult) -> str:
@@ -320,7 +329,8 @@ def quality_section(dossier: Dossier) -> Markup:
             _bounds(dossier),
         ]
     if others:
-        blocks += [heading("Against the baselines"), baseline_plot(dossier), delta_table("Differences from the baselines", others)]
+        told = delta_table("Differences from the baselines", others)
+        blocks += [heading("Against the baselines"), baseline_plot(dossier), told, _baseline_bounds(dossier)]
     return section("quality", "Quality against champion and baselines", *blocks, heading("Levels"), _levels(dossier), _setups(dossier))
 
 
@@ -347,6 +357,14 @@ def _bounds(dossier: Dossier) -> str:
         f"The gate looks at one end only, with a confidence of {policy.confidence:.0%}, so its bound lies within the interval shown here. "
         f"Power: the chance that an equal candidate is shown to lose less than {policy.margin:g}. Smallest margin: what could be shown "
         "with a power of 80 %. Behind the queries stands in brackets how many drawn one by one would say as much."
+    )
+
+
+def _baseline_bounds(dossier: Dossier) -> str:
+    policy = dossier.policy
+    return (
+        f"Power here: the chance that a system which is as good as the baseline is shown to lose less than {policy.baseline_margin:g}, the "
+        f"margin of the gates against baselines (of others {policy.margin:g})."
     )
 
 

@@ -41,7 +41,9 @@ from components.gates.decision import GateInputs, GateResult
 from components.gates.measures import (
     NotDecidable,
     Outcome,
+    beside,
     bound_text,
+    ends_of,
     finite,
     gate,
     numbers_of,
@@ -49,6 +51,7 @@ from components.gates.measures import (
     paired_bound,
     require_paired,
     scores,
+    signed,
     spread_of,
     values_per_query,
 )
@@ -352,17 +355,18 @@ def non_inferior(
     chosen = between if known is None else between[between.index.isin(known)]
     gaps, units = chosen.to_numpy(), numbers_of(chosen, candidate.loc[chosen.index])
     spread = spread_of(policy)
-    strength = power(gaps, margin, policy.confidence, units, spread) if len(gaps) > 1 else 0.0
-    text = f"nDCG@10 of candidate minus champion: {bound_text(interval, policy, queries)}; a loss below {margin:g} is allowed."
+    strength = power(gaps, margin, policy.confidence, units, spread, ends_of(policy)) if len(gaps) > 1 else 0.0
+    text = f"nDCG@10 of candidate minus champion: {bound_text(interval, policy, queries, -margin)}; a loss below {margin:g} is allowed."
     if interval.high < -margin:
-        shown = f"{text} Shown to be worse: at most {interval.high:+.4f}."
+        shown = f"{text} Shown to be worse: at most {signed(interval.high, -margin, 4)}."
         return Outcome("fail", shown, interval.low, queries, strength)
     if policy.min_power is not None and strength < policy.min_power:
         alone = len(gaps) < 2 or (units is not None and len(set(units.tolist())) < 2)
         needed = policy.min_slice_queries if alone else queries_needed(gaps, margin, policy.confidence, policy.min_power, units, spread)
         grouped = " in units like these" if interval.units is not None else ""
+        told = beside(strength, policy.min_power, 0, percent=True)
         weak = (
-            f"{text} Too few queries: an equal candidate would be shown to be equal with a chance of {strength:.0%} only, and "
+            f"{text} Too few queries: an equal candidate would be shown to be equal with a chance of {told} only, and "
             f"{policy.min_power:.0%} is asked. That takes about {needed:,} queries{grouped}, or a larger margin."
         )
         return Outcome("not_decidable", weak, interval.low, queries, strength)
@@ -432,14 +436,14 @@ def _p95(speeds: ComparisonSummary, asked: float) -> Outcome:
     ours, theirs = _positive(speeds.candidate.p95_ms, speeds.champion.p95_ms, "95th percentile of the answer time")
     text = f"95 % of the candidate's answers take at most {ours:.2f} ms, the champion's {theirs:.2f} ms in the same run: "
     value = ours / theirs
-    return Outcome("pass" if value <= asked else "fail", f"{text}{value:.2f} times as long; {asked:g} allowed.", value)
+    return Outcome("pass" if value <= asked else "fail", f"{text}{beside(value, asked, 2)} times as long; {asked:g} allowed.", value)
 
 
 def _qps(speeds: ComparisonSummary, asked: float) -> Outcome:
     ours, theirs = _positive(speeds.candidate.qps, speeds.champion.qps, "number of queries answered per second")
     text = f"The candidate answers {ours:,.0f} queries per second, the champion {theirs:,.0f} in the same run: "
     value = ours / theirs
-    return Outcome("pass" if value >= asked else "fail", f"{text}{value:.2f} times as many; {asked:g} asked.", value)
+    return Outcome("pass" if value >= asked else "fail", f"{text}{beside(value, asked, 2)} times as many; {asked:g} asked.", value)
 
 
 def _positive(ours: float, theirs: float, what: str) -> tuple[float, float]:

@@ -23,6 +23,11 @@ class PolicyConfig(StepConfig):
     split: str | None = Field(
         "test", min_length=1, max_length=60, description="Judgements that the gates are measured on (evaluation.split); null: not asked"
     )
+    own_units: bool = Field(
+        True,
+        description="Queries that the data holds together, by an answer or the group of its splits, must be one unit; false: "
+        "evaluation.query_groups may take them apart",
+    )
     min_queries: int = Field(100, ge=1, description="Judged queries below which nothing can be decided")
     min_retention: float = Field(0.95, gt=0, le=2, description="Student's recall@50 over the teacher's, lower end")
     retention_by: Literal["lower_end", "mean"] = Field(

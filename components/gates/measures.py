@@ -22,21 +22,24 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from components.evaluation.report import Evaluation
-    from components.evaluation.units import Interval, Numbers, Spread, Units
+    from components.evaluation.units import Ends, Interval, Numbers, Spread, Units
 
 BOOTSTRAP_SAMPLES = 2000
 TAIL_SAMPLES = 20  # resamples beyond an end of an interval, below which the end is a matter of luck
 BOOTSTRAP_SEED = 13  # fixed: the same report and policy always give the same decision, so it can be recomputed
 UNITS = "units"  # attribute of a series
 ROUNDING = 1e-9  # of a value that is a share
+_MOST_DIGITS = 9  # of a value that is told
 SUMMARY_TOLERANCE = 1e-4  # absolute; a summary may be rounded to four digits, but not tell another story than its queries
 
 
 # How spreads over units are told and what few units may show. Raised with a change of it, and written into every decision, so that one of
 # before is made again in its own way. 1: by residuals, and units that all say the same pass however few; 2: by leaving units out, and few
-# units that all say the same decide nothing, and a teacher is not the downloaded encoder by queries that both find at once or not at all.
-METHOD = 2
+# units that all say the same decide nothing, and a teacher is not the downloaded encoder by queries that both find at once or not at all;
+# 3: intervals over single queries end as those over units do, and a teacher that nothing tells from the downloaded encoder is undecided.
+METHOD = 3
 LEFT_OUT_SINCE = 2  # the method from which on spreads are told by leaving units out, and reports say so
+STUDENT_SINCE = 3  # and from which on intervals over single queries end by Student's t, which reports say too
 
 
 class AskedPolicy(PolicyConfig):
@@ -103,6 +106,24 @@ def off(name: str, reason: str = "Switched off by the policy.") -> GateResult:
 def at_least(value: float, threshold: float) -> Status:
     """Pass when `value` reaches the threshold; a value that is not a number does not."""
     return "pass" if value >= threshold else "fail"
+
+
+def beside(value: float, threshold: float, digits: int, percent: bool = False) -> str:
+    """A value as it stands beside its threshold, with so many decimals, or more where it would else read as what it is not.
+
+    94.96 % is no 95.0 %, and told so its failure would look like a mistake.
+    """
+    scale, sign = (100.0, "%") if percent else (1.0, "")
+    text, side = f"{scale * value:.{digits}f}", math.copysign(1.0, value - threshold)
+    while abs(value - threshold) > ROUNDING and (float(text) - scale * threshold) * side <= 0 and digits < _MOST_DIGITS:
+        digits += 1
+        text = f"{scale * value:.{digits}f}"
+    return text + sign
+
+
+def signed(value: float, threshold: float, digits: int) -> str:
+    """The same with its sign."""
+    return f"{'' if value < 0 else '+'}{beside(value, threshold, digits)}"
 
 
 def scores(report: Evaluation, system: str, metric: str, owner: str = "") -> pd.Series:
@@ -176,7 +197,7 @@ def mean_bound(values: pd.Series, policy: PolicyConfig, may_be_alike: bool = Fal
     """The mean over queries and the one-sided ends of its interval; `may_be_alike`: few units that all say the same are no chance."""
     from components.evaluation.units import mean_interval
 
-    found = mean_interval(values.to_numpy(), _samples(policy), two_sided(policy), BOOTSTRAP_SEED, numbers_of(values))
+    found = mean_interval(values.to_numpy(), *_drawn(policy), numbers_of(values), ends_of(policy))
     return _more_than_one_unit(found) if may_be_alike else _enough_units(found, len(values), policy)
 
 
@@ -185,7 +206,7 @@ def ratio_bound(a: pd.Series, b: pd.Series, policy: PolicyConfig) -> Interval:
     from components.evaluation.units import ratio_interval
 
     require_paired(a, b)
-    found = ratio_interval(a.to_numpy(), b.to_numpy(), _samples(policy), two_sided(policy), BOOTSTRAP_SEED, numbers_of(a, b))
+    found = ratio_interval(a.to_numpy(), b.to_numpy(), *_drawn(policy), numbers_of(a, b), ends_of(policy))
     return _enough_units(found, len(a), policy)
 
 
@@ -194,7 +215,7 @@ def paired_bound(a: pd.Series, b: pd.Series, policy: PolicyConfig) -> Interval:
     from components.evaluation.units import paired_bootstrap
 
     require_paired(a, b)
-    found = paired_bootstrap(a.to_numpy(), b.to_numpy(), _samples(policy), two_sided(policy), BOOTSTRAP_SEED, numbers_of(a, b))
+    found = paired_bootstrap(a.to_numpy(), b.to_numpy(), *_drawn(policy), numbers_of(a, b), ends_of(policy))
     if not _enough_units(found, len(a), policy).known:
         raise NotDecidable("The bootstrap gave no finite interval.")
     return found
@@ -204,7 +225,8 @@ def _more_than_one_unit(interval: Interval) -> Interval:
     if interval.units == 1:
         raise NotDecidable(
             "All these queries are one unit: they share an answer, or the group that the splits were made by, so nothing says how far "
-            "others would be from them. Judge queries of other groups, or set evaluation.query_groups if they were drawn one by one."
+            "others would be from them. Judge queries of other groups, or, if they were drawn one by one, set evaluation.query_groups, and "
+            "policy.own_units to false."
         )
     return interval
 
@@ -227,13 +249,19 @@ def spread_of(policy: PolicyConfig) -> Spread:
     return "left_out" if method_of(policy) >= LEFT_OUT_SINCE else "residuals"
 
 
+def ends_of(policy: PolicyConfig) -> Ends:
+    """How intervals over single queries end, by the same."""
+    return "student" if method_of(policy) >= STUDENT_SINCE else "percentile"
+
+
 def two_sided(policy: PolicyConfig) -> float:
     """The confidence of the two-sided interval whose ends are one-sided bounds at the policy's confidence."""
     return 2 * policy.confidence - 1
 
 
-def _samples(policy: PolicyConfig) -> int:
-    return max(BOOTSTRAP_SAMPLES, math.ceil(TAIL_SAMPLES / (1 - policy.confidence)))
+def _drawn(policy: PolicyConfig) -> tuple[int, float, int]:
+    """Resamples, two-sided confidence and seed of an interval."""
+    return max(BOOTSTRAP_SAMPLES, math.ceil(TAIL_SAMPLES / (1 - policy.confidence))), two_sided(policy), BOOTSTRAP_SEED
 
 
 def require_paired(a: pd.Series, b: pd.Series) -> None:
@@ -242,9 +270,9 @@ def require_paired(a: pd.Series, b: pd.Series) -> None:
         raise NotDecidable("The two systems were measured on different queries, so they cannot be compared in pairs.")
 
 
-def bound_text(interval: Interval, policy: PolicyConfig, queries: int) -> str:
-    """A difference with its lower end and sample size, as it stands in reasons."""
-    end = f"at least {interval.low:+.4f} with {100 * policy.confidence:g}% confidence"
+def bound_text(interval: Interval, policy: PolicyConfig, queries: int, threshold: float = 0.0) -> str:
+    """A difference with its lower end, which is held against the threshold, and sample size, as it stands in reasons."""
+    end = f"at least {signed(interval.low, threshold, 4)} with {100 * policy.confidence:g}% confidence"
     return f"{interval.difference:+.4f}, {end}, {sample_text(queries, interval)}"
 
 

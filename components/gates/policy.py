@@ -22,6 +22,7 @@ from components.tracking.server.permissions import PolicyFiles
 # What policies of before a field was there were decided by: a gate that came later is off, one that asks more now asks what it asked then.
 BEFORE_FIELDS: Mapping[str, Any] = {
     "split": None,
+    "own_units": False,
     "teacher_worth": False,
     "same_teacher_share": None,
     "baseline_metrics": ("ndcg@10",),

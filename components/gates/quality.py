@@ -20,6 +20,7 @@ from components.gates.measures import (
     Outcome,
     agrees,
     at_least,
+    beside,
     bound_text,
     finite,
     gate,
@@ -34,6 +35,7 @@ from components.gates.measures import (
     require_present,
     sample_text,
     scores,
+    signed,
     units_of,
     values_per_query,
 )
@@ -88,9 +90,9 @@ def _retained(pair: tuple[pd.Series, pd.Series], stated: float | None, asked: fl
     by_mean = policy.retention_by == "mean"
     value = interval.difference if by_mean else interval.low
     text = (
-        f"The student keeps {interval.difference:.1%} of the teacher's {KEPT} ({student.mean():.3f} of {teacher.mean():.3f}), at least "
-        f"{interval.low:.1%} with {100 * policy.confidence:g}% confidence, {sample_text(len(student), interval)}; {asked:.1%} asked of "
-        f"{'the mean' if by_mean else 'the lower end'}."
+        f"The student keeps {beside(interval.difference, asked, 1, percent=True)} of the teacher's {KEPT} ({student.mean():.3f} of "
+        f"{teacher.mean():.3f}), at least {beside(interval.low, asked, 1, percent=True)} with {100 * policy.confidence:g}% confidence, "
+        f"{sample_text(len(student), interval)}; {100 * asked:.4g}% asked of {'the mean' if by_mean else 'the lower end'}."
     )
     return Outcome(at_least(value, asked), text, value, len(student))
 
@@ -138,8 +140,8 @@ def _floor(report: Evaluation, policy: PolicyConfig, metric: str, floor: float) 
         values = scores(report, "student", metric)
         interval = mean_bound(values, policy)
         text = (
-            f"The student's {metric} is {interval.difference:.4f}, at least {interval.low:.4f} with {100 * policy.confidence:g}% "
-            f"confidence, {sample_text(len(values), interval)}; {floor:g} is asked of the lower end."
+            f"The student's {metric} is {interval.difference:.4f}, at least {beside(interval.low, floor, 4)} with "
+            f"{100 * policy.confidence:g}% confidence, {sample_text(len(values), interval)}; {floor:g} is asked of the lower end."
         )
         return Outcome(at_least(interval.low, floor), text, interval.low, len(values))
 
@@ -187,7 +189,7 @@ def _same_answers(report: Evaluation, policy: PolicyConfig) -> str:
     """In how many queries no metric tells the teacher from the untrained encoder, in words; empty for less than the policy's share.
 
     Existing vectors are often those of the encoder as it was downloaded. Rounding alone may swap two answers with almost one score. Queries
-    that both find at once, or not at all, are alike for any two encoders, so only the others tell.
+    that both find at once, or not at all, are alike for any two encoders, so only the others tell; where too few do, nothing is decided.
     """
     if policy.same_teacher_share is None:
         return ""
@@ -196,12 +198,20 @@ def _same_answers(report: Evaluation, policy: PolicyConfig) -> str:
         require_paired(own, rival)  # else no value would be apart from one that is not there
     told_apart = sum((own - rival).abs() > SUMMARY_TOLERANCE for own, rival in pairs) > 0
     alike, queries = int((~told_apart).sum()), len(told_apart)
+    if alike < policy.same_teacher_share * queries:
+        return ""
     if method_of(policy) > 1:
         telling = sum(values.between(SUMMARY_TOLERANCE, 1 - SUMMARY_TOLERANCE) for pair in pairs for values in pair) > 0
         counted = told_apart | telling
-        if counted.sum() < FEWEST_TELLING or (counted & ~told_apart).sum() < TELLING_ALIKE * counted.sum():
+        if (known := int(counted.sum())) < FEWEST_TELLING and method_of(policy) > 2:
+            raise NotDecidable(
+                f"The teacher answers {alike:,} of {queries:,} queries as {UNTRAINED} does, but in all but {known} both find all there is, "
+                f"or nothing: so few tell no encoder from another, and at least {FEWEST_TELLING} are needed to say that it is that "
+                "encoder. Judge queries that are neither trivial nor hopeless."
+            )
+        if known < FEWEST_TELLING or (counted & ~told_apart).sum() < TELLING_ALIKE * known:
             return ""
-    return f"{alike:,} of {queries:,}" if alike >= policy.same_teacher_share * queries else ""
+    return f"{alike:,} of {queries:,}"
 
 
 def _against(metric: str, system: str, other: str, report: Evaluation, policy: PolicyConfig) -> Outcome:
@@ -231,14 +241,16 @@ def _spread(report: Evaluation, policy: PolicyConfig) -> Outcome:
     if ranks[1] <= 0:
         raise NotDecidable("The teacher's query vectors have no effective rank above 0; look at the teacher first.")
     over, share = cosines[0] - cosines[1], ranks[0] / ranks[1]
-    text = (
-        f"The student's query vectors have {share:.0%} of the teacher's effective rank ({ranks[0]:.1f} of {ranks[1]:.1f}) and a mean "
-        f"cosine {over:+.3f} from the teacher's ({cosines[0]:.3f} and {cosines[1]:.3f})."
-    )
     asked_rank, asked_cosine = policy.min_effective_rank_share, policy.max_mean_cosine_over_teacher
+    kept = f"{share:.0%}" if asked_rank is None else beside(share, asked_rank, 0, percent=True)
+    off_by = f"{over:+.3f}" if asked_cosine is None else signed(over, asked_cosine, 3)
+    text = (
+        f"The student's query vectors have {kept} of the teacher's effective rank ({ranks[0]:.1f} of {ranks[1]:.1f}) and a mean "
+        f"cosine {off_by} from the teacher's ({cosines[0]:.3f} and {cosines[1]:.3f})."
+    )
     fine = (asked_rank is None or share >= asked_rank) and (asked_cosine is None or over <= asked_cosine)
-    limits = [] if asked_rank is None else [f"at least {asked_rank:.0%}"]
-    limits += [] if asked_cosine is None else [f"at most {asked_cosine:+.2f}"]
+    limits = [] if asked_rank is None else [f"at least {100 * asked_rank:.4g}%"]
+    limits += [] if asked_cosine is None else [f"at most {asked_cosine:+.4g}"]
     return Outcome("pass" if fine else "fail", f"{text} Asked: {' and '.join(limits)}.", share)
 
 
@@ -249,5 +261,5 @@ def _speed_up(report: Evaluation, asked: float) -> Outcome:
     own, rival = (finite(mapping(speed.get(who)).get("qps"), f"number of queries that the {who} encodes a second") for who in ENCODERS)
     if rival <= 0 or abs(value - own / rival) > SPEED_TOLERANCE * value:
         raise NotDecidable(f"The summary states a speed-up of {value:.2f}, but {own:,.1f} and {rival:,.1f} queries a second.")
-    text = f"The student answers {value:.2f} times as many queries per second as the teacher; {asked:g} is asked."
+    text = f"The student answers {beside(value, asked, 2)} times as many queries per second as the teacher; {asked:g} is asked."
     return Outcome(at_least(value, asked), text, value)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from components.evaluation.champion_comparison import CHAMPION
+from components.evaluation.table import units_mark
 from components.gates.champion import compared
 from components.gates.config import PolicyConfig
 from components.gates.decision import Findings, GateInputs, GateResult
@@ -17,6 +18,7 @@ from components.gates.measures import (
     NotDecidable,
     Outcome,
     agrees,
+    beside,
     finite,
     gate,
     in_units,
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
 ANN_DEPTH = 100  # documents of exact search that the index has to find
 SHOWN = 3
-REMOVED = "removed_documents"
+REMOVED, UNITS = "removed_documents", "units"
 
 
 def soundness_gates(evidence: GateInputs, policy: PolicyConfig) -> Iterator[GateResult]:
@@ -47,6 +49,8 @@ def soundness_gates(evidence: GateInputs, policy: PolicyConfig) -> Iterator[Gate
     yield gate("lineage_complete", 0, lambda: _lineage(facts)) if policy.require_lineage else off("lineage_complete")
     yield gate("space_compatible", 0, lambda: _space(facts)) if policy.require_space else off("space_compatible")
     split, known = policy.split, facts.foreign_policy if facts else None
+    told = evidence.report.summary.units is not None
+    yield gate(UNITS, None, lambda: _units(evidence.report)) if policy.own_units and told else off(UNITS)
     yield off("split") if split is None else gate("split", None, lambda: _split(evidence.report.summary.split, split))
     yield off("policy", "This installation names no policy.") if known is None else gate("policy", None, lambda: _policy(known))
 
@@ -69,7 +73,8 @@ def _removed(evidence: GateInputs, allowed: float) -> Outcome:
         return Outcome("first_release", "There is no champion, so no document that was served before can be missing.")
     since, (gone, before) = max(counts.items(), key=lambda entry: entry[1][0] / max(1, entry[1][1]))
     value = gone / max(1, before)
-    text = f"Of the {before:,} documents of {since} {gone:,} are gone ({value:.1%}; {allowed:.1%} allowed)."
+    told = beside(value, allowed, 1, percent=True)
+    text = f"Of the {before:,} documents of {since} {gone:,} are gone ({told}; {100 * allowed:.4g}% allowed)."
     if value <= allowed:
         return Outcome("pass", text, value)
     told = (
@@ -109,6 +114,16 @@ def _split(measured: str, asked: str) -> Outcome:
     return Outcome("fail", f"Measured on the split '{measured}'; the policy asks '{asked}', on which nothing was chosen. Evaluate on it.")
 
 
+def _units(report: Evaluation) -> Outcome:
+    """Single queries of one answer or group count as more than they are worth, in every gate over queries."""
+    if (mark := units_mark(report.summary)) == "":
+        return Outcome("pass", "Queries that the data holds together count as one unit.")
+    raise NotDecidable(
+        f"{mark} Set evaluation.query_groups to auto; where they were drawn one by one all the same, a reviewer says so (--override), or "
+        "the policy does (policy.own_units: false)."
+    )
+
+
 def _policy(foreign: str) -> Outcome:
     return Outcome("fail", foreign) if foreign else Outcome("pass", "The policy is one of this installation's.")
 
@@ -124,9 +139,10 @@ def _ann_recall(report: Evaluation, asked: float, policy: PolicyConfig) -> Outco
     values = _ann_values(report)
     interval = mean_bound(values, policy, may_be_alike=True)  # exact search finds all, of any query
     lost = finite(mapping(report.summary.ann).get("ndcg_lost"), "nDCG@10 that the index loses")
+    low = beside(interval.low, asked, 1, percent=True)
     text = (
-        f"The index finds {interval.difference:.1%} of what exact search finds (recall@{ANN_DEPTH}), at least {interval.low:.1%} with "
-        f"{100 * policy.confidence:g}% confidence, {sample_text(len(values), interval)}; {asked:.1%} asked. "
+        f"The index finds {interval.difference:.1%} of what exact search finds (recall@{ANN_DEPTH}), at least {low} with "
+        f"{100 * policy.confidence:g}% confidence, {sample_text(len(values), interval)}; {100 * asked:.4g}% asked. "
         f"It costs the student {lost:.4f} of nDCG@10."
     )
     if interval.low >= asked:

@@ -62,7 +62,8 @@ class Facts:
     query and document, uncut, of a sample of the `pair_count` training pairs. `refine_pairs`: pairs of the refinement. `judged`: queries
     of the splits that are evaluated; `judged_counts`: judged queries of every split. `scripts`: share of the documents by script.
     `design_effect`: how many judged queries of the decisive split say as much as one that was drawn by itself (`expected_effect`).
-    `units`: in how many they were drawn, None where each is its own. `untrained_length`: tokens that the student's encoder reads of a text
+    `units`: in how many they were drawn, None where each is its own; `taken_apart`: how many the data would make, where the settings take
+    some of these apart. `untrained_length`: tokens that the student's encoder reads of a text
     before training. `companion`: of the encoder beside the towers, `judge`: of the model that they learn to order documents by.
     """
 
@@ -82,6 +83,7 @@ class Facts:
     companion: Shape | None = None
     judge: Shape | None = None
     units: int | None = None
+    taken_apart: int = 0
 
     def judge_bytes(self, towers: TowerConfig) -> int:
         """Bytes of the judge's weights, which are float32, and of a batch on its way through; 0 without one."""
@@ -172,6 +174,7 @@ def gather_facts(
         student=shape_of_base(_student_base(towers, distillation, built_from)),
         design_effect=expected_effect(units),
         units=None if units.count == len(units.query_ids) else units.count,
+        taken_apart=units.taken_apart,
         untrained_length=_untrained_length(distillation, built_from),
         companion=_shape_beside(towers.companion, built_from),
         judge=_shape_beside(towers.judge, built_from),

@@ -23,7 +23,7 @@ from components.planning.facts import Facts, Texts
 from components.settings import free_memory
 from components.towers.device import FREED_FROM
 
-PLAN_VERSION = 11  # change it where the same data, machine and budget should lead to other settings
+PLAN_VERSION = 12  # change it where the same data, machine and budget should lead to other settings
 # Standard deviation of the difference in nDCG@10 of a query between two trainings, measured on the demo and on pages.
 TRAINING_SPREAD = 0.22
 GROUPED = 1.05  # a design effect above this is worth a word
@@ -282,7 +282,7 @@ def _margins(config: Any, facts: Facts) -> Iterator[Choice]:
         yield Choice("policy.margin", policy.margin, policy.margin, "policy.min_power is null, so no number of queries is asked for")
         return
     spread = TRAINING_SPREAD * math.sqrt(facts.design_effect)
-    needed = queries_for(spread, policy.margin, policy.confidence, policy.min_power, facts.units)
+    needed = queries_for(spread, policy.margin, policy.confidence, policy.min_power, queries / (facts.units or queries))
     smallest = margin_for(spread, queries, policy.confidence, policy.min_power, facts.units)
     value = policy.margin if queries >= needed else min(0.5, math.ceil(smallest * 200) / 200)
     reason = f"a margin of {policy.margin:g} takes about {needed:,} judged queries; {config.evaluation.split} has {queries:,}"
@@ -336,10 +336,17 @@ def notes_on(config: Any, facts: Facts, card: int | None, device: int | None) ->
         notes.append(
             f"The gates may decide nothing: the {queries:,} judged queries of {config.evaluation.split} were drawn in {facts.units} "
             f"unit{'' if facts.units == 1 else 's'}, fewer than {least}, so hardly anything says how far others would be from them. Judge "
-            "queries of other groups, or set evaluation.query_groups if they were drawn one by one."
+            "queries of other groups, or, if they were drawn one by one, set evaluation.query_groups, and policy.own_units to false."
+        )
+    if policy.own_units and facts.taken_apart:
+        notes.append(
+            f"The gates will leave the verdict undecided: evaluation.query_groups takes queries apart of which the data makes "
+            f"{facts.taken_apart:,} units. Set it to auto, or policy.own_units to false if they were drawn one by one."
         )
     if policy.slice_margin is not None and policy.min_power is not None:
-        needed = queries_for(TRAINING_SPREAD * math.sqrt(facts.design_effect), policy.slice_margin, policy.confidence, policy.min_power)
+        spread = TRAINING_SPREAD * math.sqrt(facts.design_effect)
+        size = queries / (facts.units or queries)
+        needed = queries_for(spread, policy.slice_margin, policy.confidence, policy.min_power, size)
         if needed > max(policy.min_slice_queries, queries):
             notes.append(f"A slice takes about {needed:,} queries at the margin of {policy.slice_margin:g}, more than {queries:,}.")
     if card is not None and device is None:

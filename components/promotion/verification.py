@@ -13,7 +13,7 @@ from components.errors import ArtifactError, ResourceError, SpaceMismatch, lack_
 from components.evaluation.champion_comparison import load_comparison, load_values
 from components.gates.decide import VALUES, GateDecision, GateInputs, decide, require_policy, require_same_inputs
 from components.gates.decision import load_facts
-from components.gates.measures import LEFT_OUT_SINCE
+from components.gates.measures import LEFT_OUT_SINCE, STUDENT_SINCE
 from components.gates.policy import foreign_policy, policy_digest, recorded_policy
 from components.index.search import merge_fault_of
 from components.promotion.verified_stores import FolderStore, RegistryStore, Store
@@ -301,10 +301,12 @@ def _evaluation(folder: Path, manifest: ReleaseManifest) -> str:
     if evaluation_pin(measured.summary, report.digest) != manifest.evaluation:
         raise ArtifactError("The manifest states other figures, queries or judgements than the evaluation that it names.")
     method, units = manifest.decision.method, measured.summary.units
-    if method < LEFT_OUT_SINCE and units is not None and units.spread == "left_out":
+    least = LEFT_OUT_SINCE if units is not None and units.spread == "left_out" else 1
+    least = STUDENT_SINCE if measured.summary.ends == "student" else least
+    if method < least:
         raise ArtifactError(
             f"The decision says that it was made by the method {method}, and its evaluation was written by a later version, which decides "
-            f"by the method {LEFT_OUT_SINCE} or a later one: one of both was changed. Build the candidate again."
+            f"by the method {least} or a later one: one of both was changed. Build the candidate again."
         )
     if apart := figures_apart(measured):
         raise ArtifactError(f"{apart[0]} What a reviewer was shown is not what was measured.")

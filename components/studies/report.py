@@ -23,7 +23,8 @@ from components.errors import DataError
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.metrics import per_query_metrics
 from components.evaluation.summarize import CONFIDENCE, RETAINED, judged_split
-from components.evaluation.units import Interval, Numbers, Statistic, Units, design_effect, seeded_interval, told_units
+from components.evaluation.table import told_units
+from components.evaluation.units import Interval, Numbers, Statistic, Units, design_effect, seeded_interval
 from components.studies.scores import KIND, Scores, splits_of
 from components.text import one_line
 
@@ -187,6 +188,15 @@ def number(value: Any) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
+def beside(value: float, bound: float, told: str) -> str:
+    """A value as it is told, with more digits where it would else read as lying on the other side of what it is held against, or on it."""
+    for digits in range(4, 10):
+        if math.isnan(value) or value == bound or (float(told) - bound) * (value - bound) > 0:
+            break
+        told = f"{value:.{digits}f}"
+    return told
+
+
 def _rule(width: int, place: int) -> str:
     return "-" * (width - 1) + ":" if place else "-" * width
 
@@ -197,6 +207,8 @@ def _is_end(column: str, columns: Sequence[str]) -> bool:
 
 def _cell(row: Mapping[Any, Any], column: str) -> str:
     value, low, high = row[column], row.get(column + LOW), row.get(column + HIGH)
+    if column.endswith(CHANCE) and isinstance(value, float) and not math.isnan(value):
+        return beside(value, LEVEL, number(value))  # 0.0496 is claimed and 0.0504 is not: told as 0.050 both would read alike
     return _plain(number(value)) + told_ends(low, high)
 
 

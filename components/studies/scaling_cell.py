@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from components.artifacts import Artifact, DatasetArtifact, VectorShards, seal, write_atomic
 from components.data.dataset import TABLES, load_dataset, stable_order, write_table
 from components.errors import DataError
-from components.evaluation.metrics import per_query_metrics
+from components.evaluation.metrics import JudgedSplit, per_query_metrics
 from components.evaluation.rankers import DenseRanker
 from components.evaluation.summarize import CONFIDENCE, judged_split
-from components.evaluation.units import JudgedSplit, mean_interval, query_units
+from components.evaluation.units import mean_interval, query_units
 from components.index.search import load_index
 from components.index.shards import read_vectors
 from components.studies.scaling_law import LAWS, Fit, Points, fit_law, predict

@@ -16,11 +16,11 @@ from components.artifacts import Artifact, Scalar, parents_of, read_json, seal, 
 from components.data.dataset import load_dataset
 from components.distillation.query_sources import Noise, add_noise
 from components.errors import ArtifactError
-from components.evaluation.metrics import Ranking, per_query_metrics
+from components.evaluation.metrics import JudgedSplit, Ranking, per_query_metrics
 from components.evaluation.rankers import DEV, best_on_dev, dev_sample, fuse
 from components.evaluation.report import FusionSetup
 from components.evaluation.summarize import judged_split
-from components.evaluation.units import JudgedSplit, Numbers, query_units
+from components.evaluation.units import Numbers, query_units
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,6 +33,7 @@ KIND = "study"
 SCORES_FILE = "scores.parquet"
 RESULT_FILE = "result.json"
 RANKINGS_FILE = "rankings.parquet"
+TAKEN_APART = "taken_apart"  # attribute: the units that the data makes of the queries, where evaluation.query_groups takes some apart
 Rankings = Mapping[str, Mapping[str, Ranking]]  # by split and query
 
 
@@ -137,8 +138,9 @@ def _write_scores(
     write_json(folder / RESULT_FILE, {f"{split}.{metric}": float(value) for (split, metric), value in means.items()})
     queries = int(frame[["split", "query_id"]].drop_duplicates().shape[0])
     documents = {f"{role}_documents": a.counts["documents"] for role, a in inputs.items() if "documents" in a.counts}
-    parents = parents_of(inputs)
-    return seal(folder, KIND, counts={"queries": queries, **documents}, parents=parents, attributes=attributes)
+    apart = query_units(judged_split(dataset, config.split), dataset, config.query_groups).taken_apart
+    told = {**(attributes or {}), **({TAKEN_APART: apart} if apart else {})}
+    return seal(folder, KIND, counts={"queries": queries, **documents}, parents=parents_of(inputs), attributes=told)
 
 
 def _split_scores(rankings: Mapping[str, Ranking], dataset: Dataset, split: str, config: EvaluationConfig) -> pd.DataFrame:

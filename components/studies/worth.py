@@ -28,7 +28,7 @@ from components.errors import DataError
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.metrics import RETAINED
 from components.evaluation.units import Interval, too_few_alike
-from components.studies.report import METRIC_TITLES, compare, differences, seeds_of
+from components.studies.report import METRIC_TITLES, beside, compare, differences, seeds_of
 from components.studies.scores import Scores
 
 SECONDS_PER_HOUR = 3600
@@ -143,7 +143,8 @@ class Recommendation:
         name = max(cheaper, key=lambda n: sum(found.difference for found in cheaper[n].behind.values()))
         if not all(found.known for found in cheaper[name].behind.values()):
             return ""
-        lost = ", ".join(f"{-found.low:.3f} in {METRIC_TITLES[metric]}" for metric, found in cheaper[name].behind.items())
+        told = {metric: beside(-found.low, self.margin, f"{-found.low:.3f}") for metric, found in cheaper[name].behind.items()}
+        lost = ", ".join(f"{words} in {METRIC_TITLES[metric]}" for metric, words in told.items())
         return f"; the strongest of the {len(cheaper)} cheaper ones, {name}, may lose {lost}"
 
 

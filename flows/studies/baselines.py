@@ -8,7 +8,7 @@ alignment; the student after refinement. The small encoder is the published one,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from components.artifacts import Artifact, EncoderArtifact, IndexArtifact, VectorShards, open_artifact
 from components.distillation.config import DistillationConfig
-from components.errors import ConfigError
+from components.errors import CollapseError, ConfigError
 from components.evaluation.config import EvaluationConfig
 from components.towers.config import TowerConfig
 from flows.runner import Step
 from flows.steps import TRAINING_FILES, index_step, towers_key, typed, untrained_key, vectors_step
 from flows.studies.context import Context, StudySettings
-from flows.studies.framework import Cell, Results, about_queries, about_seeds, by_system, require, seeded, whole_trainings
+from flows.studies.framework import Cell, Results, about_queries, about_seeds, about_untimed, by_system, require, seeded, whole_trainings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,7 +58,7 @@ Build = Callable[[StudySettings], System]  # by the configuration of one seed
 def cells(context: Context) -> list[Cell]:
     """One cell a system and seed; the student is always among them, since the others are compared with it.
 
-    Then what each of them costs, of the first seed.
+    Then what each of them costs, of the first seed that did not collapse.
     """
     require_small_encoder(context.config)
     systems, trainings = systems_of(context), whole_trainings(context)
@@ -70,7 +70,7 @@ def cells(context: Context) -> list[Cell]:
             found.append(Cell(name, partial(_scores, context, name, build, context.config)))
         else:
             found += [Cell(seeded(name, seed), partial(_scores, context, name, build, config)) for seed, config in trainings.items()]
-    return [*found, *([Cell(COST, partial(_cost, context, wanted, next(iter(trainings.values()))))] if COST in chosen else [])]
+    return [*found, *([Cell(COST, partial(_cost, context, wanted, list(trainings.values())))] if COST in chosen else [])]
 
 
 def systems_of(context: Context) -> dict[str, Build]:
@@ -271,9 +271,19 @@ def dev_means(opener: Callable[[], Ranker], dataset: Artifact, depth: int, _: Pa
     return mean_metrics(opener(), load_dataset(dataset), "dev", depth)
 
 
-def _cost(context: Context, wanted: Mapping[str, Build], config: StudySettings) -> Artifact:
+def first_whole(build: Build, trainings: Sequence[StudySettings]) -> System | None:
+    """The system of the first seed that did not collapse: they are all equally fast; None where every one did, as its own cells say."""
+    for config in trainings:
+        try:
+            return build(config)
+        except CollapseError:
+            continue
+    return None
+
+
+def _cost(context: Context, wanted: Mapping[str, Build], trainings: Sequence[StudySettings]) -> Artifact:
     """Seconds of training and of encoding the documents by system, and the speed of whole answers of all in turns."""
-    systems = {name: build(config) for name, build in wanted.items()}
+    systems = {name: system for name, build in wanted.items() if (system := first_whole(build, trainings)) is not None}
     # Functions alone: what a System holds would not be counted as code of the step.
     openers, evaluation = {name: system.opener for name, system in systems.items()}, context.config.evaluation
     seconds = {
@@ -322,7 +332,9 @@ def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
 
 def _cost_columns(name: str, costs: Mapping[str, Any]) -> dict[str, float | None]:
     """What one system costs; the documents of BM25, untrained encoders and symmetric pairs are read when the system is opened."""
-    seconds, speed = costs["seconds"][name], costs["systems"][name]
+    seconds, speed = costs["seconds"][name], costs["systems"].get(name)
+    if speed is None:  # not timed
+        return {"training s": seconds["training"], "documents s": seconds["encoding"]}
     parameters, flops = speed.get("parameters"), speed["flops_per_query"]
     return {
         "training s": seconds["training"],
@@ -386,8 +398,10 @@ def _about_costs(costs: Artifact, config: StudySettings) -> list[str]:
     seen = [f"{name} {counts['pairs_seen']:,} of {counts['pairs']:,} pairs" for name, counts in found["pairs"].items()]
     return [
         *([f"Pairs seen in the training that counts: {', '.join(seen)}."] if seen else []),
+        *about_untimed(found["seconds"], found["systems"]),
         (
-            "Training: seconds of one training, of the first seed, with all it stands on, the choice of the learning rate left out. "
+            "Training: seconds of one training, of the first seed that did not collapse, with all it stands on, the choice of the learning "
+            "rate left out. "
             f"Speed: whole answers, {config.evaluation.depth} documents, all systems in turns, each by its fastest way, queries/s at batch "
             f"{config.evaluation.throughput_batch}; {found['machine']}."
         ),

@@ -12,7 +12,7 @@ from components.errors import CollapseError
 from flows.steps import untrained_key
 from flows.studies.baselines import speeds_beside
 from flows.studies.context import Context, StudySettings
-from flows.studies.framework import Cell, Results, about_queries, about_seeds, by_system, require, seeded, whole_trainings
+from flows.studies.framework import Cell, Results, about_queries, about_seeds, about_untimed, by_system, require, seeded, whole_trainings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -135,8 +135,9 @@ def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
     served = _numbers(results, SERVING)["systems"]
     runs, rows = by_system(results), []
     for name in runs:
-        seconds = building_seconds(name, built, served[name]["opening_seconds"])
-        rows.append({"system": name, **_quality_columns(runs, name, config), **_cost_columns(seconds, served[name], config)})
+        speed = served.get(name)
+        seconds = building_seconds(name, built, speed["opening_seconds"] if speed else 0.0)
+        rows.append({"system": name, **_quality_columns(runs, name, config), **_cost_columns(seconds, speed, config)})
     return pd.DataFrame(rows)
 
 
@@ -158,11 +159,12 @@ def _quality_columns(runs: Mapping[str, Sequence[Scores]], name: str, config: St
     return row
 
 
-def _cost_columns(seconds: float | None, speed: Mapping[str, Any], config: StudySettings) -> dict[str, float | None]:
+def _cost_columns(seconds: float | None, speed: Mapping[str, Any] | None, config: StudySettings) -> dict[str, float | None]:
+    """What building took, and what serving takes; the latter not of a system that was not timed."""
     from components.studies.worth import SECONDS_PER_HOUR, energy_kwh, money, money_per_million
 
-    prices, unit, flops = prices_of(config), config.study.currency, speed["flops_per_query"]
-    built = (
+    prices, unit = prices_of(config), config.study.currency
+    built: dict[str, float | None] = (
         {"device-hours": None, "kWh": None, f"building {unit}": None}
         if seconds is None
         else {
@@ -171,6 +173,9 @@ def _cost_columns(seconds: float | None, speed: Mapping[str, Any], config: Study
             f"building {unit}": money(seconds, prices),
         }
     )
+    if speed is None:
+        return built
+    flops = speed["flops_per_query"]
     work = {"tokens/s": speed["tokens_per_second"], "MFLOP a query": None if flops is None else flops / 1e6}
     served = {"queries/s": speed["qps"], "p50 ms": speed["p50_ms"], serving_column(config): money_per_million(speed["qps"], prices)}
     return {**built, **served, **work}
@@ -217,7 +222,7 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
             f"queries/s at batch {config.evaluation.throughput_batch}, p50 at batch 1; {_numbers(results, SERVING)['machine']}."
         ),
     ]
-    return lines + _break_even(frame, config)
+    return lines + about_untimed(frame["system"].tolist(), _numbers(results, SERVING)["systems"]) + _break_even(frame, config)
 
 
 def _described(steps: Mapping[str, Any]) -> str:
@@ -240,6 +245,8 @@ def _break_even(frame: pd.DataFrame, config: StudySettings) -> list[str]:
     if not {TEACHER, STUDENT} <= set(rows) or frame[building].isna().any():
         return []
     teacher, student = rows[TEACHER], rows[STUDENT]
+    if teacher[serving] != teacher[serving]:  # nan: it was not timed
+        return []
     queries = break_even(student[building], teacher[building], teacher[serving], student[serving])
     if queries is None:
         return ["The student is not cheaper to serve than the teacher here, so its distillation never pays for itself."]

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -118,13 +118,15 @@ def require(results: Results, name: str) -> Artifact:
 def about_queries(scores: Artifact, config: StudySettings) -> str:
     """The note that says on how many queries the table stands, in which units these were drawn, and what its brackets are."""
     from components.studies.report import told_worth
-    from components.studies.scores import load_scores
+    from components.studies.scores import TAKEN_APART, load_scores
 
     splits = ", ".join(dict.fromkeys((config.evaluation.split, *config.evaluation.extra_splits)))
     queries = f"{scores.counts['queries']:,} judged queries ({splits})"
+    apart = scores.attributes.get(TAKEN_APART)
+    narrow = f" The data makes {apart:,} units of them, so intervals and p are narrower than it allows." if apart else ""
     return (
         f"{queries}. In brackets: 95% intervals, paired by query where two systems are compared. p: by Holm over the whole table. "
-        f"{told_worth(load_scores(scores.path), config.evaluation)}"
+        f"{told_worth(load_scores(scores.path), config.evaluation)}{narrow}"
     )
 
 
@@ -188,6 +190,13 @@ def about_seeds(cells: Results) -> str:
         "training and of the queries (seeds and units of queries are drawn together)."
         + (f" Where a training collapsed the mean is over the others, and so too good: {', '.join(fewer)}." if fewer else "")
     )
+
+
+def about_untimed(names: Collection[str], timed: Collection[str]) -> list[str]:
+    """The note that says of which systems no time was taken, and why."""
+    untimed = [name for name in names if name not in timed]
+    why = "stored vectors compute nothing, and an endpoint's times are those of its network"
+    return [f"Not timed, and so without a cost: {', '.join(untimed)} ({why})."] if untimed else []
 
 
 def noise_of(study: str, results: Results, config: StudySettings) -> TrainingNoise | None:

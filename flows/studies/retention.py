@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from components.artifacts import Artifact
 from components.errors import CollapseError, ConfigError
 from flows.studies.context import Context, StudySettings
-from flows.studies.framework import Cell, Results, about_queries, about_seeds, by_system, require, seeded, seeds_of
+from flows.studies.framework import Cell, Results, about_queries, about_seeds, about_untimed, by_system, require, seeded, seeds_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,13 +126,21 @@ def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
     speeds, runs = read_result(require(results, SPEED).path)["systems"], by_system(results)
     rows = []
     for name, found in runs.items():
-        speed = speeds[name]
-        size = {"M parameters": speed["parameters"] / 1e6, "without embeddings": speed["parameters_without_embeddings"] / 1e6}
-        timed = {"queries/s": speed["qps"], "speed-up": speed["qps"] / speeds[TEACHER]["qps"], "p50 ms": speed["p50_ms"]}
-        timed |= {"tokens/s": speed["tokens_per_second"], "MFLOP a query": speed["flops_per_query"] / 1e6}
+        size, timed = _speed_columns(speeds.get(name), speeds.get(TEACHER))
         own = {} if name == TEACHER else {**kept(found, runs[TEACHER], config.evaluation), **claim_of(len(found))}
         rows.append({"system": name, "seeds": len(found), **size, **levels(found, config.evaluation), **own, **timed})
     return pd.DataFrame(rows)
+
+
+def _speed_columns(speed: Mapping[str, Any] | None, teacher: Mapping[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Columns of the size and of the times of a system; empty for one that was not timed."""
+    if speed is None:
+        return {}, {}
+    flops = speed["flops_per_query"]
+    size = {"M parameters": speed["parameters"] / 1e6, "without embeddings": speed["parameters_without_embeddings"] / 1e6}
+    timed = {"queries/s": speed["qps"], **({"speed-up": speed["qps"] / teacher["qps"]} if teacher else {}), "p50 ms": speed["p50_ms"]}
+    timed |= {"tokens/s": speed["tokens_per_second"], "MFLOP a query": None if flops is None else flops / 1e6}
+    return size, timed
 
 
 def plot(frame: pd.DataFrame, path: Path) -> None:
@@ -146,12 +154,14 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
     """How it was measured, and what was left out."""
     from components.studies.scores import read_result
 
-    machine = read_result(require(results, SPEED).path)["machine"]
+    measured = read_result(require(results, SPEED).path)
+    machine = measured["machine"]
     speed = (
         "Speed: encoding of queries alone, tokenisation included, all systems in turns in one run, each by its fastest way; "
         f"queries/s at batch {config.evaluation.throughput_batch}, p50 at batch 1; {machine}."
     )
     lines = [about_queries(results[TEACHER], config), about_seeds(results), "The teacher is one training, with its own seed.", speed]
+    lines += about_untimed(frame["system"].tolist(), measured["systems"])
     if missing := layers_left_out(config):
         lines.append(f"Left out, since '{config.distillation.student}' has fewer layers: {', '.join(map(str, missing))}.")
     return lines

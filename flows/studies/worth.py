@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.artifacts import Artifact
-from components.errors import CollapseError
 from flows.studies.baselines import (
     BM25,
     END_TO_END,
@@ -23,6 +22,7 @@ from flows.studies.baselines import (
     UNTRAINED,
     Build,
     System,
+    first_whole,
     left_out,
     require_small_encoder,
     seconds_of,
@@ -31,7 +31,7 @@ from flows.studies.baselines import (
     systems_of,
 )
 from flows.studies.context import Context, StudySettings
-from flows.studies.framework import Cell, Results, about_queries, about_seeds, by_system, require, seeded, whole_trainings
+from flows.studies.framework import Cell, Results, about_queries, about_seeds, about_untimed, by_system, require, seeded, whole_trainings
 from flows.studies.retention import fields_of, layers_left_out
 
 if TYPE_CHECKING:
@@ -48,7 +48,10 @@ RIVALS = (BM25, UNTRAINED, SYMMETRIC)  # what a team would pick without an LLM, 
 
 
 def cells(context: Context) -> list[Cell]:
-    """One cell a system and seed, one more where it is fused with BM25, then what each of them costs, of the first seed."""
+    """One cell a system and seed, one more where it is fused with BM25, then what each of them costs.
+
+    The cost is of the first seed that did not collapse.
+    """
     require_small_encoder(context.config)
     builds, trainings = _builds(context), whole_trainings(context)
     names = [BM25, *(name for dense in builds if dense != BM25 for name in (dense, dense + WITH_BM25))]
@@ -92,7 +95,7 @@ def _found(context: Context, name: str, system: System) -> Artifact:
 
 def _cost(context: Context, builds: Mapping[str, Build], trainings: Sequence[StudySettings]) -> Artifact:
     """Seconds of building by system, and the speed of whole answers of all in turns; of a fused system those of both together."""
-    systems = {name: system for name, build in builds.items() if (system := _first_whole(build, trainings)) is not None}
+    systems = {name: system for name, build in builds.items() if (system := first_whole(build, trainings)) is not None}
     # Functions alone: what a System holds would not be counted as code of the step.
     openers = {name.removesuffix(WITH_BM25): system.opener for name, system in systems.items()}
     names, evaluation = list(systems), context.config.evaluation
@@ -126,16 +129,6 @@ def speeds_of_fused(
         return once[name]() if dense == name else FusedRanker(once[dense](), once[BM25](), FusionSetup())
 
     return speeds_beside(known, {name: partial(opened, name) for name in names}, *asked, folder)
-
-
-def _first_whole(build: Build, trainings: Sequence[StudySettings]) -> System | None:
-    """The system of the first seed that did not collapse: they are all equally fast; None where every one did, as its own cells say."""
-    for config in trainings:
-        try:
-            return build(config)
-        except CollapseError:
-            continue
-    return None
 
 
 def _building_seconds(context: Context, system: System) -> float | None:
@@ -244,7 +237,7 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
         if setup := artifact.attributes.get("setup"):
             setups.setdefault(str(setup), []).append(cell)
     unknown = [name for name, seconds in costs["built"].items() if seconds is None]
-    missing = layers_left_out(config)
+    missing, untimed = layers_left_out(config), about_untimed(costs["built"], costs["systems"])
     return [
         _choice(results, config).sentence,
         (
@@ -257,11 +250,13 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
         about_seeds(results),
         *_about_end_to_end(frame, config),
         (
-            "Building: seconds of the first seed's steps with all they stand on, without the choice of learning rates, and the reading of "
-            f"documents where no index is built. Speed: whole answers, {config.evaluation.depth} documents, all systems in turns, each by "
-            f"its fastest way, queries/s at batch {config.evaluation.throughput_batch}, p50 and p95 at batch 1; of a fused system both "
-            f"together; {costs['machine']}. MB: weights, index (files, or vectors in float32 where it lies in memory), BM25's table."
+            "Building: seconds of the steps of the first seed that did not collapse, with all they stand on, without the choice of "
+            "learning rates, and the reading of documents where no index is built. Speed: whole answers, "
+            f"{config.evaluation.depth} documents, all systems in turns, each by its fastest way, queries/s at batch "
+            f"{config.evaluation.throughput_batch}, p50 and p95 at batch 1; of a fused system both together; {costs['machine']}. "
+            "MB: weights, index (files, or vectors in float32 where it lies in memory), BM25's table."
         ),
+        *untimed,
         *([f"Not chosen among, since the time of their building was not recorded: {', '.join(unknown)}."] if unknown else []),
         *([f"Left out, since '{config.distillation.student}' has fewer layers: {', '.join(map(str, missing))}."] if missing else []),
         *(f"{setup} ({', '.join(of)})." for setup, of in setups.items()),

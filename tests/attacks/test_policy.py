@@ -114,7 +114,7 @@ def written(folder: Path, policy: dict[str, object]) -> str:
     return str(folder)
 
 
-LATER = ("teacher_worth", "same_teacher_share", "baseline_metrics", "baseline_margin", "max_removed_share")
+LATER = ("teacher_worth", "same_teacher_share", "baseline_metrics", "baseline_margin", "max_removed_share", "own_units")
 
 
 def test_a_file_of_before_a_gate_was_there_still_allows_what_it_promoted_and_no_candidate_that_leaves_the_gate_out(

@@ -15,10 +15,10 @@ from components.artifacts import VectorShards, seal
 from components.errors import ArtifactError
 from components.evaluation.config import EvaluationConfig
 from components.evaluation.evaluate import MOST_QUERIES, evaluate, exact_neighbours, measure_ann, recall_at
+from components.evaluation.metrics import JudgedSplit
 from components.evaluation.rankers import DenseRanker, Ranker, symmetric_ranker
 from components.evaluation.report import ANN_FILE, REPORT_FILE, load_evaluation, load_summary
 from components.evaluation.table import render_table
-from components.evaluation.units import JudgedSplit
 from components.index.build import build_index
 from components.index.config import IndexConfig
 from components.index.search import VectorIndex, index_in_memory, load_index
@@ -127,7 +127,7 @@ def test_the_report_holds_recall_with_its_interval_and_what_the_index_costs(tmp_
     # The student finds six of eight answers first, and would find all by exact search.
     assert ann.ndcg_lost == pytest.approx(2 / 8)
     low, high = ann.ndcg_lost_interval
-    assert 0 <= low < 2 / 8 < high
+    assert -0.1 < low < 2 / 8 < high  # eight queries say little of others, so a loss of nothing is not excluded
     assert set(evaluation.per_query["system"]) == {"teacher", "student"}
 
 

@@ -27,11 +27,11 @@ from components.evaluation.champion_comparison import (
     values_of_runs,
 )
 from components.evaluation.config import EvaluationConfig
-from components.evaluation.metrics import QRELS, per_query_metrics, write_trec_qrels, write_trec_run
+from components.evaluation.metrics import QRELS, JudgedSplit, per_query_metrics, write_trec_qrels, write_trec_run
 from components.evaluation.rankers import DenseRanker
 from components.evaluation.report import Evaluation, write_report
 from components.evaluation.summarize import summarize
-from components.evaluation.units import JudgedSplit, Units
+from components.evaluation.units import Units
 from components.index.search import index_in_memory
 from tests.encoders import WORDS, WordEncoder
 

@@ -146,7 +146,7 @@ def test_the_report_keeps_and_tells_the_units_of_its_queries(tmp_path: Path) -> 
     assert "8 queries in 2 units of up to 4" in summary.units.words and "same page" in summary.units.words
     assert all(found.units == 2 for found in summary.comparisons) and all(found.units is None for found in alone.comparisons)
     assert summary.systems["student"].intervals["ndcg@10"] == (0.0, 1.0)  # two units tell next to nothing, and a share ends there
-    assert alone.systems["student"].intervals["ndcg@10"][0] > 0.3
+    assert alone.systems["student"].intervals["ndcg@10"][0] > 0.2
     assert "8 queries in 2 units" in render_table(summary) and max(map(len, render_table(summary).splitlines())) <= 82
 
 

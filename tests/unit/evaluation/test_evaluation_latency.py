@@ -3,17 +3,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import cycle
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from components.artifacts import Artifact
 from components.evaluation import speed as latency
+from components.evaluation.bm25 import bm25_ranker
 from components.evaluation.config import EvaluationConfig
-from components.evaluation.report import EncoderSpeed
-from components.evaluation.speed import Timed, encoding, measure_speeds, with_work
+from components.evaluation.rankers import FusedRanker, symmetric_ranker
+from components.evaluation.report import EncoderSpeed, FusionSetup
+from components.evaluation.speed import Timed, encoding, measure_speeds, serving_speeds, with_work
 from components.towers.tokens import batches_by_tokens
-from tests.encoders import WordEncoder
+from tests.encoders import WordEncoder, contract_of
+from tests.unit.evaluation.test_evaluation_fusion import WITH_DEV
 
 QUERIES = [f"query {i}" for i in range(50)]
 
@@ -132,3 +137,17 @@ def test_the_work_of_a_query_by_hand() -> None:
     assert found.flops_per_query == pytest.approx(2 * maps * 3 + 4 * 2 * 8 * (4 + 16) / 2 + 2 * 8 * 4)
     assert found.tokens_per_second == pytest.approx(300)
     assert with_work(speed, WordEncoder(), ["aa"]) == speed  # it does not tell its tokens
+
+
+def test_stored_vectors_and_endpoints_are_not_timed_alone_or_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table of vectors "encodes" faster than any model, and was what the study of worth told to deploy."""
+    encoder = WordEncoder()
+    dense = symmetric_ranker(encoder, WITH_DEV)
+    monkeypatch.setattr("components.evaluation.speed.load_dataset", lambda _: WITH_DEV)
+    for form, timed in (("transformer", True), ("vectors", False), ("endpoint", False)):
+        encoder.contract = contract_of("query").model_copy(update={"form": form})
+        systems = {"dense": lambda: dense, "fused": lambda: FusedRanker(dense, bm25_ranker(WITH_DEV, progress=False), FusionSetup())}
+        openers = {**systems, "bm25": lambda: bm25_ranker(WITH_DEV, progress=False)}
+        dataset = Artifact(kind="dataset", path=Path(), digest="d" * 64)
+        found = serving_speeds(openers, dataset, EvaluationConfig(latency_queries=20, throughput_batch=2))["systems"]
+        assert set(found) == ({"dense", "fused", "bm25"} if timed else {"bm25"})

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from components.evaluation.report import Comparison, Summary, SystemSummary
-from components.evaluation.table import cost_sentence, gain_sentence, render_table, split_mark, teacher_mark
+from components.evaluation.report import Comparison, Summary, SystemSummary, UnitsSummary
+from components.evaluation.table import cost_sentence, gain_sentence, render_table, split_mark, teacher_mark, units_mark
 from tests.unit.promotion_world import GOOD, make_evaluation
 
 Given = dict[tuple[str, str, str], tuple[float, float, float]]
@@ -96,3 +96,19 @@ def test_any_split_but_test_is_marked_in_the_table() -> None:
         report = make_evaluation(GOOD).summary.model_copy(update={"split": split, "retention": {}})
         assert f"NOT MEASURED ON TEST but on the split '{split}'" in render_table(report).splitlines()[1]
     assert "NOT MEASURED" not in render_table(make_evaluation(GOOD).summary.model_copy(update={"retention": {}}))
+
+
+def test_queries_that_were_taken_apart_are_told_at_the_head_of_the_table() -> None:
+    units = UnitsSummary(rule="each", units=40, largest=1, words="each")
+    apart = summary({}).model_copy(update={"units": units.model_copy(update={"taken_apart": 7})})
+    mark = units_mark(apart)
+    assert mark.startswith("QUERIES THAT BELONG TOGETHER ARE TAKEN APART") and "40 units, of which the data makes 7" in mark
+    assert " ".join(render_table(apart).split("\n\n")[0].split()).endswith(mark)
+    assert units_mark(apart.model_copy(update={"units": units})) == units_mark(summary({})) == ""
+
+
+def test_a_manager_is_told_first_where_the_figures_are_not_of_the_test_queries_or_of_queries_that_were_taken_apart() -> None:
+    assert gain_sentence(summary(GAINS)).startswith("Against BM25")
+    assert gain_sentence(summary(GAINS, "dev")).startswith("NOT MEASURED ON TEST but on the split 'dev'.")
+    units = UnitsSummary(rule="each", units=40, largest=1, words="each", taken_apart=7)
+    assert gain_sentence(summary(GAINS).model_copy(update={"units": units})).startswith("QUERIES THAT BELONG TOGETHER ARE TAKEN APART")

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from components.evidence.dossier import METRIC, Compared, Dossier, against_champion, deltas, slice_deltas
+from components.evidence.dossier import METRIC, Compared, Dossier, Rivals, against_champion, deltas, slice_deltas
 from components.evidence.labels import Curve, Mark, PlotText, Point, forest, lines, scatter, standalone, ticks
 from tests.unit.evidence_world import slices, world_of
 from tests.unit.promotion_world import make_evaluation
@@ -122,3 +122,14 @@ def test_ticks_hold_both_ends(low: float, high: float) -> None:
     found = ticks(low, high)
     assert found[0] <= low + 1e-9 * abs(high - low) and found[-1] >= high - 1e-9 * abs(high - low)
     assert 2 <= len(found) <= 8
+
+
+def test_power_against_a_baseline_is_that_of_the_margin_that_is_asked_there(dossier: Dossier) -> None:
+    """It was that of the margin against the champion, beside gates that had too little power at their own."""
+    policy = {**dossier.policy.model_dump(mode="json"), "margin": 0.2, "baseline_margin": 0.01}
+    found = replace(dossier, manifest=dossier.manifest.model_copy(update={"config": {**dossier.manifest.config, "policy": policy}}))
+    noisy = np.tile([0.4, 0.6], 20)
+    ids, scores = tuple(f"q{n:03d}" for n in range(40)), {METRIC: (noisy, noisy * 0)}
+    pairs = [Rivals("student", second, ids, scores, "") for second in ("bm25", "teacher")]
+    against, beside = (deltas(pair, found)[0].power for pair in pairs)
+    assert against is not None and beside is not None and against < 0.3 < 0.9 < beside

@@ -374,3 +374,15 @@ def test_held_out_documents_whose_titles_were_trained_on_are_counted_for_the_rev
         assert "The titles of 1,234 documents that no train query asks for" in text
     none = node.model_copy(update={"counts": {"held_out_titles": 0}})
     assert "The titles of" not in render_report(replace(found, manifest=manifest.model_copy(update={"lineage": (none,)})))
+
+
+def test_queries_that_were_taken_apart_stand_in_the_first_line_of_the_verdict(dossier: Dossier) -> None:
+    grouped = with_units(dossier)
+    summary = grouped.evaluation.summary
+    assert summary.units is not None
+    apart = summary.model_copy(update={"units": summary.units.model_copy(update={"taken_apart": 3})})
+    found = replace(grouped, evaluation=replace(grouped.evaluation, summary=apart))
+    page, text = render_report(found), describe(found, {})
+    for first in (re.search(r'role="status"><b>(.*?)</b>', page)[1], text.splitlines()[0]):  # type: ignore[index]
+        assert "QUERIES THAT BELONG TOGETHER ARE TAKEN APART" in first and "of which the data makes 3" in first
+    assert "TAKEN APART" not in render_report(grouped)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from components.artifacts import Artifact, seal
@@ -15,7 +17,7 @@ from components.errors import CollapseError, ConfigError
 from components.studies.scores import Scores
 from flows.config import load_settings
 from flows.runner import Step, _made, make_step
-from flows.studies import baselines, cost_benefit, distillation_ablation, framework, robustness, tower_ablation
+from flows.studies import baselines, cost_benefit, distillation_ablation, framework, retention, robustness, tower_ablation
 from flows.studies.context import Context, StudySettings
 from flows.studies.framework import Cell, about_seeds, require, run_cells, whole_trainings
 from flows.studies.registry import STUDIES, load_study, require_study
@@ -310,11 +312,39 @@ class Measured(Unchecked):
 def test_the_costs_of_baselines_are_keyed_by_the_code_that_opens_each_of_them(tmp_path: Path) -> None:
     found = Measured(smoke(small_learning_rates=[0.001]), tmp_path)
     wanted = {name: baselines.systems_of(found)[name] for name in ("bm25", "untrained", "symmetric")}
-    baselines._cost(found, wanted, found.config)
+    baselines._cost(found, wanted, [found.config])
     code = found.steps[-1].reached.code
     for place in ("evaluation/bm25.py", "evaluation/systems.py", "studies/trained_baselines.py", "evaluation/speed.py"):
         assert f"components/{place}" in code, place
     assert found.steps[-1].config["bm25"] == {"bm25_stemmer": "auto"} and found.steps[-1].config["systems"] == list(wanted)
+
+
+def test_a_teacher_that_was_not_timed_has_no_cost_and_says_so() -> None:
+    config, served = smoke(), {"qps": 10.0, "p50_ms": 1.0, "tokens_per_second": None, "flops_per_query": None}
+    rows = [{"system": name, **cost_benefit._cost_columns(60.0, speed, config)} for name, speed in (("teacher", None), ("student", served))]
+    assert cost_benefit._break_even(pd.DataFrame(rows), config) == [], "it was told that the student is not cheaper"
+    sized = {**served, "parameters": 10**6, "parameters_without_embeddings": 10**5}
+    assert retention._speed_columns(None, None) == ({}, {})
+    assert "speed-up" not in retention._speed_columns(sized, None)[1] and retention._speed_columns(sized, sized)[1]["speed-up"] == 1.0
+    costs = {"seconds": {"teacher": {"training": 5.0, "encoding": 2.0}}, "systems": {}}
+    assert baselines._cost_columns("teacher", costs) == {"training s": 5.0, "documents s": 2.0}
+    assert framework.about_untimed(["bm25", "teacher"], ["bm25"])[0].startswith("Not timed, and so without a cost: teacher (stored vectors")
+    assert framework.about_untimed(["bm25"], ["bm25"]) == []
+
+
+def test_baselines_keep_their_costs_where_the_first_seed_collapses(tmp_path: Path) -> None:
+    found = Measured(smoke(), tmp_path)
+    first, second = found.config, found.changed(towers={"seed": 99})
+
+    def build(fails: tuple[StudySettings, ...], config: StudySettings) -> baselines.System:
+        if config in fails:
+            raise CollapseError("all alike")
+        return baselines.System(lambda: None, settings={"seed": config.towers.seed})  # type: ignore[arg-type,return-value]
+
+    wanted = {"bm25": partial(build, ()), "teacher": partial(build, (first,)), "student": partial(build, (first, second))}
+    baselines._cost(found, wanted, [first, second])
+    asked = found.steps[-1].config
+    assert (asked["systems"], asked["teacher"], asked["bm25"]["seed"]) == (["bm25", "teacher"], {"seed": 99}, first.towers.seed)
 
 
 def test_baselines_come_whole_and_in_the_students_form_where_that_is_another() -> None:

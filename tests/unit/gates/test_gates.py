@@ -46,7 +46,7 @@ def test_good_first_release_passes_and_says_that_a_person_is_needed() -> None:
 
 def test_good_candidate_passes_against_an_equal_champion() -> None:
     decision = decide(make_evaluation(), make_evaluation(), POLICY)
-    assert {gate.name for gate in decision.gates if gate.status != "pass"} == {"off_distribution_retention", "policy"}  # not asked for
+    assert {gate.name for gate in decision.gates if gate.status != "pass"} == {"off_distribution_retention", "policy", "units"}  # not asked
     assert decision.verdict == "pass"
     assert not decision.first_release
     assert gate(decision, "champion_non_inferior").threshold == -POLICY.margin

@@ -15,6 +15,7 @@ from components.evaluation.units import Units
 from components.gates.config import PolicyConfig
 from components.gates.decide import GateDecision, GateInputs, decide
 from components.gates.decision import GateResult
+from components.gates.measures import METHOD
 from tests.unit.promotion_world import FACTS, GOOD, make_comparison, make_evaluation
 
 POLICY = PolicyConfig(min_queries=20, min_slice_queries=15)
@@ -58,7 +59,7 @@ def test_too_little_power_decides_nothing_even_when_the_interval_is_on_the_right
     assert (result.status, result.queries) == ("not_decidable", 200)
     assert result.value is not None and result.value > 0
     assert result.power is not None and result.power == pytest.approx(0.408, abs=0.01)
-    assert "about 622 queries" in result.reason
+    assert "about 623 queries" in result.reason
     unasked = POLICY.model_copy(update={"min_power": None})
     assert gate(decided(shifted(gaps), make_evaluation(queries=200), unasked), "champion_non_inferior").status == "pass"
 
@@ -236,13 +237,13 @@ def test_power_counts_a_unit_of_nearly_all_queries_as_one_and_old_decisions_are_
     report, policy = in_units(shifted(gaps), MOSTLY_ONE), POLICY.model_copy(update={"slice_margin": None})
     evidence = GateInputs(report, make_evaluation(queries=400), make_comparison(queries=400), FACTS, champion=1)
     now, before = decide(evidence, policy), decide(evidence, policy, 1)
-    assert (now.method, before.method, now.policy_digest) == (2, 1, before.policy_digest)
+    assert (now.method, before.method, now.policy_digest) == (METHOD, 1, before.policy_digest)
     found, former = (gate(decision, "champion_non_inferior") for decision in (now, before))
     assert (found.status, former.status) == ("not_decidable", "pass") and found.value == former.value
     assert found.power is not None and former.power is not None and found.power < 0.8 < former.power
     assert decide(evidence, policy) == now and GateDecision.model_validate({**before.model_dump(exclude={"method"})}) == before
-    with pytest.raises(ArtifactError, match="by the method 3, and this version knows those up to 2"):
-        decide(evidence, policy, 3)
+    with pytest.raises(ArtifactError, match=f"by the method {METHOD + 1}, and this version knows those up to {METHOD}"):
+        decide(evidence, policy, METHOD + 1)
 
 
 @pytest.mark.parametrize(("units", "status"), [(4, "not_decidable"), (5, "pass")])

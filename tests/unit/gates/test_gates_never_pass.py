@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.evaluation.report import Evaluation, ExtraSummary
+from components.evaluation.report import Evaluation, ExtraSummary, UnitsSummary
 from components.gates.config import PolicyConfig
 from components.gates.decide import GateInputs, decide
 from tests.unit.promotion_world import FACTS, make_comparison, make_evaluation, make_values
@@ -44,7 +44,8 @@ def whole() -> GateInputs:
     report = make_evaluation()
     extra = report.per_query.assign(split="shifted")
     split = ExtraSummary(queries=40, judgements_digest="j9", systems={}, retention=report.summary.retention, retention_intervals={})
-    report = replace(report, extra=extra, summary=report.summary.model_copy(update={"extra": {"shifted": split}}))
+    units = UnitsSummary(rule="each", units=40, largest=1, words="each")
+    report = replace(report, extra=extra, summary=report.summary.model_copy(update={"extra": {"shifted": split}, "units": units}))
     values = make_values(report, make_evaluation())
     return GateInputs(
         report, make_evaluation(judgements="j0"), make_comparison(), FACTS.model_copy(update={"foreign_policy": ""}), values, 1

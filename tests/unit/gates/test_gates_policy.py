@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 
 from components.errors import ArtifactError, ConfigError
-from components.evaluation.report import Evaluation, ExtraSummary, HealthSummary, load_evaluation, write_report
+from components.evaluation.report import Evaluation, ExtraSummary, HealthSummary, UnitsSummary, load_evaluation, write_report
 from components.gates.config import PolicyConfig
 from components.gates.decide import GateDecision, GateInputs, decide, require_same_inputs
 from components.gates.decision import FACTS_FILE, Findings, GateResult, load_facts, write_facts
+from components.gates.measures import beside, signed
 from components.gates.policy import policy_digest, recorded_policy
 from flows.config import load_config
 from tests.unit.promotion_world import FACTS, make_comparison, make_evaluation, make_values
@@ -238,3 +239,30 @@ def test_a_speed_up_that_nobody_asks_for_is_off() -> None:
 def test_either_sign_of_a_collapse_can_be_asked_for_alone(switched_off: str, left: str) -> None:
     found = gate(decided(make_evaluation(), **{switched_off: None}), "not_collapsed")
     assert found.status == "pass" and f"Asked: {left}" in found.reason
+
+
+def test_queries_that_belong_together_and_count_one_by_one_leave_a_verdict_undecided_unless_the_policy_allows_it() -> None:
+    units = UnitsSummary(rule="each", units=40, largest=1, words="each", taken_apart=7)
+    whole = make_evaluation()
+    report, policy = replace(whole, summary=whole.summary.model_copy(update={"units": units})), PolicyConfig(min_queries=20)
+
+    def asked(policy: PolicyConfig, taken_apart: int = 7) -> tuple[str, str]:
+        told = units.model_copy(update={"taken_apart": taken_apart})
+        evidence = GateInputs(replace(report, summary=report.summary.model_copy(update={"units": told})), facts=FACTS)
+        decision = decide(evidence, policy)
+        return next(gate.status for gate in decision.gates if gate.name == "units"), decision.verdict
+
+    assert asked(policy)[0] == "not_decidable" and asked(policy)[1] != "pass"
+    assert asked(policy, 0)[0] == "pass"
+    recorded = {key: value for key, value in policy.model_dump(mode="json").items() if key != "own_units"}
+    for lenient in (policy.model_copy(update={"own_units": False}), recorded_policy({"policy": recorded})):
+        assert asked(lenient)[0] == "off"
+
+
+def test_a_value_that_misses_its_threshold_does_not_read_as_if_it_reached_it() -> None:
+    assert (beside(0.94996, 0.95, 1, percent=True), beside(0.95, 0.95, 1, percent=True)) == ("94.996%", "95.0%")
+    assert (beside(1.5004, 1.5, 2), beside(1.4996, 1.5, 2), beside(0.7, 0.65, 4)) == ("1.5004", "1.4996", "0.7000")
+    assert (beside(0.3 - 1e-15, 0.3, 4), signed(-0.05004, -0.05, 4), signed(0.0, 0.0, 4)) == ("0.3000", "-0.05004", "+0.0000")
+    report = make_evaluation(speed_up=1.9996)
+    speed_up = gate(decided(report, min_speed_up=2.0), "speed_up")
+    assert speed_up.status == "fail" and "1.9996 times as many queries per second as the teacher; 2 is asked" in speed_up.reason

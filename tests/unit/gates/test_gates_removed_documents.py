@@ -36,7 +36,7 @@ def names(decision: GateDecision) -> set[str]:
 def test_more_documents_gone_than_the_policy_allows_cannot_be_decided_on(removed: int, status: str) -> None:
     gate = result(evidence(removed))
     assert gate.status == status
-    assert f"Of the 1,000 documents of the champion {removed:,} are gone ({removed / 1000:.1%}; 5.0% allowed)" in gate.reason
+    assert f"Of the 1,000 documents of the champion {removed:,} are gone ({removed / 1000:.1%}; 5% allowed)" in gate.reason
 
 
 def test_another_share_and_none_at_all_can_be_asked() -> None:

@@ -93,6 +93,21 @@ def test_a_margin_that_is_planned_for_few_units_is_one_that_their_gate_can_decid
     assert not any("drawn in" in note for found in (None, 5) for note in plan.notes_on(asked, facts(units=found), None, None))
 
 
+def test_queries_that_the_settings_take_apart_are_told_before_anything_is_trained() -> None:
+    apart = facts(taken_apart=7)
+    assert any("of which the data makes 7 units" in note for note in plan.notes_on(own(), apart, None, None))
+    assert not any("takes queries apart" in note for note in plan.notes_on(own(), facts(), None, None))
+    assert not any("takes queries apart" in note for note in plan.notes_on(own(policy__own_units=False), apart, None, None))
+
+
+def test_the_queries_that_few_units_ask_for_come_in_more_units() -> None:
+    """At Student's quantile for two units, which more queries would not be, a plan told many times as many."""
+    asked = own(policy__margin=0.01, policy__min_power=0.8)
+    reasons = [c.reason for c in plan.from_data(asked, facts(design_effect=4.0, units=2), (), ROOM, 4) if c.field == "policy.margin"]
+    needed = int(reasons[0].partition("about ")[2].partition(" judged")[0].replace(",", ""))
+    assert needed < 1.1 * queries_for(plan.TRAINING_SPREAD * 2, 0.01)
+
+
 def test_the_number_of_queries_is_that_of_the_gate() -> None:
     differences = np.tile([0.3, -0.3, 0.1, -0.1], 50)
     assert queries_for(float(differences.std(ddof=1)), 0.02) == queries_needed(differences, 0.02)

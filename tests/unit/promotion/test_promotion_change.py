@@ -189,6 +189,10 @@ def test_a_decision_is_not_passed_off_as_one_of_before_whose_arithmetic_let_more
     approve(NAME, number, "Mallory")
     with pytest.raises(PromotionError, match="made by the method 1, and its evaluation was written by a later version"):
         promote(NAME, no_smoke)
+    later = replace(today, summary=today.summary.model_copy(update={"ends": "student"}))
+    monkeypatch.setattr("components.evaluation.report.load_evaluation", lambda _: later)
+    with pytest.raises(PromotionError, match=r"made by the method 1, .* which decides by the method 3 or a later one"):
+        promote(NAME, no_smoke)
 
 
 def test_a_decision_of_today_holds_when_a_later_version_has_another_method(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

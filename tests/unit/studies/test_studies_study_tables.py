@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from components.evaluation.config import EvaluationConfig
-from components.studies.report import METRICS, corrected, side_by_side, verdict
+from components.studies.report import METRICS, corrected, markdown_table, side_by_side, verdict
 from components.studies.scaling_cell import fit_all, foretell
 from components.studies.scaling_law import draw_scaling, fit_notes, prediction_notes, scaling_table
 from flows.studies.framework import decided_note
@@ -111,3 +111,9 @@ def test_the_note_of_an_ablation_names_both_metrics_and_their_directions() -> No
     rows[1] |= {"over base nDCG@10 p": 0.02, "claim": ""}
     note = decided_note(pd.DataFrame(rows))
     assert "in R@50 deeper (below); in nDCG@10 deeper (above)" in note
+
+
+def test_a_chance_does_not_read_as_if_it_lay_on_the_other_side_of_what_is_claimed() -> None:
+    frame = pd.DataFrame({"system": ["a", "b", "c"], "x": [0.1, 0.1, 0.1], "x p": [0.0496, 0.0504, 0.2]})
+    lines = markdown_table(frame).splitlines()
+    assert [line.split("|")[-2].strip() for line in lines[2:]] == ["0.0496", "0.0504", "0.200"]

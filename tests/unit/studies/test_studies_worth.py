@@ -14,12 +14,13 @@ from components.evaluation.config import EvaluationConfig
 from components.evaluation.metrics import per_query_metrics
 from components.evaluation.rankers import best_on_dev, fuse, symmetric_ranker
 from components.evaluation.summarize import judged_split
-from components.studies.scores import Scores, load_rankings, load_scores, write_found, write_rankings
+from components.studies.scores import Scores, load_rankings, load_scores, write_found, write_rankings, write_scores
 from components.studies.worth import choose, hours_of
 from flows.config import load_settings
 from flows.studies import worth
 from flows.studies.context import StudySettings
-from tests.encoders import WordEncoder
+from flows.studies.framework import about_queries
+from tests.encoders import WordEncoder, dataset_of
 from tests.unit.evaluation.test_evaluation_fusion import WITH_DEV
 from tests.unit.flows.test_flows_studies import Measured, NoRecorder, Unchecked
 
@@ -248,6 +249,22 @@ def test_what_was_found_is_kept_and_gives_the_scores_of_both(tmp_path: Path, mon
     setup = best_on_dev(rankings["dev"], rankings["dev"], judged)
     again = {query: fuse(rankings["test"][query], rankings["test"][query], setup) for query in judged.query_ids}
     assert per_query_metrics(judged.judgements, again)["value"].notna().all()
+
+
+def test_queries_that_the_settings_take_apart_are_told_below_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = dataset_of(
+        {"d0": "apple", "d1": "bread"}, {"q0": "apple", "q1": "apple", "q2": "bread"}, [(f"q{n}", f"d{n // 2}", 1) for n in range(3)]
+    )
+    monkeypatch.setattr("components.studies.scores.load_dataset", lambda _: data)
+    dataset = Artifact(kind="dataset", path=tmp_path, digest="d" * 64)
+    told = {}
+    for groups in ("auto", "queries"):
+        (tmp_path / groups).mkdir()
+        config = context().config.model_copy(update={"evaluation": EvaluationConfig(query_groups=groups)})
+        made = write_scores(lambda: symmetric_ranker(WordEncoder(), data), {"dataset": dataset}, config.evaluation, tmp_path / groups)
+        told[groups] = about_queries(made, config)
+    assert "The data makes 2 units of them, so intervals and p are narrower than it allows." in told["queries"]
+    assert "The data makes" not in told["auto"]
 
 
 def test_what_beats_every_rival_is_named() -> None:
