@@ -23,7 +23,7 @@ from components.planning.facts import Facts, Texts
 from components.settings import free_memory
 from components.towers.device import FREED_FROM
 
-PLAN_VERSION = 11  # change it where the same data, machine and budget should lead to other settings
+PLAN_VERSION = 12  # change it where the same data, machine and budget should lead to other settings
 # Standard deviation of the difference in nDCG@10 of a query between two trainings, measured on the demo and on pages.
 TRAINING_SPREAD = 0.22
 GROUPED = 1.05  # a design effect above this is worth a word

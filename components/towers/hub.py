@@ -6,6 +6,7 @@ recorded, and what was trained on it loads the folder of that commit in the cach
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,6 +15,7 @@ from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
+from zipfile import is_zipfile
 
 from components.artifacts import digest_of, file_sha256, read_json
 from components.errors import ArtifactError, ModelError
@@ -244,6 +246,26 @@ def _loaded(folder: Path) -> list[Path]:
         if (folder / index).is_file():
             return [folder / shard for shard in _shards(folder / index)]
     return []
+
+
+def whole_numbers(folder: Path) -> list[str]:
+    """Names of the weights of a model's folder that are whole numbers, as quantized ones are alone; masks and places in a text are none."""
+    return sorted(name for path in _loaded(folder) for name in _of_integers(path) if name.endswith(("weight", "_proj")))
+
+
+def _of_integers(path: Path) -> Iterator[str]:
+    """The tensors of two dimensions or more in a file of weights that are whole numbers, by its list of contents alone."""
+    if path.suffix == ".safetensors":
+        with path.open("rb") as file:
+            listed = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        told = {name: (of["dtype"][0] in "IU", of["shape"]) for name, of in listed.items() if name != "__metadata__"}
+    else:
+        import torch
+
+        found = torch.load(path, map_location="meta", weights_only=True, mmap=is_zipfile(path))
+        tensors = {name: of for name, of in found.items() if isinstance(of, torch.Tensor)}
+        told = {name: (not of.is_floating_point() and of.dtype != torch.bool, of.shape) for name, of in tensors.items()}
+    return (name for name, (whole, shape) in told.items() if whole and len(shape) > 1)
 
 
 def _shards(index: Path) -> list[str]:

@@ -466,6 +466,16 @@ def test_a_teacher_that_does_not_say_how_it_reads_texts_is_told_of(tmp_path: Pat
     assert "does not say" not in capsys.readouterr().out
 
 
+def test_a_teacher_whose_prompts_have_names_of_their_own_is_told_of(tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """E5-Mistral and BGE-Gemma: `encode_query` of sentence-transformers takes none of them, and queries without one find much less."""
+    prompts = {"web_search_query": "Instruct: q\nQuery: ", "sts_query": "Instruct: s\nQuery: "}
+    name = str(Form(STUDENTS["bert"], "mean", prompts=prompts).write(TEXTS, tmp_path / "model"))
+    as_it_is(name, tmp_path / "towers")
+    assert "has prompts for web_search_query, sts_query and none for queries" in capsys.readouterr().out
+    as_it_is(name, tmp_path / "set", query_prompt="Instruct: q\nQuery: ")
+    assert "has prompts for" not in capsys.readouterr().out
+
+
 def test_a_decoder_that_was_made_to_look_both_ways_keeps_its_windows_when_it_is_trained(tmp_path: Path, home: Path) -> None:
     from sentence_transformers import SentenceTransformer
 
@@ -606,6 +616,38 @@ def test_quantized_weights_that_no_configuration_tells_of_are_refused_by_their_s
     for use in (lambda: student_of(name), lambda: towers_on(name)):
         with pytest.raises(ModelError, match=f"are quantized .they come with .*{beside}"):
             use()
+
+
+@pytest.mark.parametrize("kept", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_of_whole_numbers_are_refused_where_no_scales_stand_beside_them(kept: str, tmp_path: Path, home: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    name = written(TEACHERS["qwen3"], tmp_path / "model")
+    weights = load_file(tmp_path / "model/model.safetensors")
+    places = {"layers.0.position_ids": torch.arange(8)[None]}
+    whole = {k: (v / v.abs().max() * 127).round().to(torch.int8) if k.endswith("proj.weight") else v for k, v in weights.items()} | places
+    (tmp_path / "model/model.safetensors").unlink()
+    keep = torch.save if kept.endswith("bin") else save_file
+    keep(whole, tmp_path / "model" / kept, **({} if kept.endswith("bin") else {"metadata": {"format": "pt"}}))
+    for use in (lambda: student_of(name), lambda: towers_on(name)):
+        with pytest.raises(ModelError, match=r"are quantized .layers\.0\.mlp\.down_proj\.weight holds whole numbers"):
+            use()
+    keep(weights | places, tmp_path / "model" / kept, **({} if kept.endswith("bin") else {"metadata": {"format": "pt"}}))
+    assert student_of(name).encode(SHOWN).shape == (3, 32), "places in a text are whole numbers in every model"
+
+
+def test_a_generator_with_quantized_weights_that_nothing_tells_of_is_refused(tmp_path: Path, home: Path) -> None:
+    from safetensors.torch import load_file, save_file
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    tokenizer = qwen(TEXTS)
+    Qwen3ForCausalLM(Qwen3Config(**SMALL, head_dim=8, vocab_size=len(tokenizer))).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert generation._load(resolve_base(str(tmp_path)), "float32")
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file(weights | {"model.layers.0.mlp.up_proj.weight_scale": torch.ones(1)}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"are quantized .they come with .*up_proj\.weight_scale"):
+        generation._load(resolve_base(str(tmp_path)), "float32")
 
 
 # --- Adapters on texts alone, prompts as long as a text, and what sentence-transformers reads of a student
@@ -754,8 +796,10 @@ def test_a_tower_on_quantized_weights_from_before_they_were_refused_is_still_rea
     with pytest.raises(ModelError, match="are quantized"):
         load_decoder(base, "float32")
     for cut in (name, f"{name}@1"):
-        model, _ = load_decoder(resolve_base(cut), "float32", finished=True)
-        assert model(torch.tensor([[5, 6, 7]])).last_hidden_state.isfinite().all()
+        for precision in ("float32", "bfloat16"):
+            model, _ = load_decoder(resolve_base(cut), precision, finished=True)
+            states = model(torch.tensor([[5, 6, 7]])).last_hidden_state
+            assert states.isfinite().all() and states.dtype == getattr(torch, precision)
     assert initial.shape_of(name).width == 32, "of a teacher whose query tower is refreshed"
 
 
