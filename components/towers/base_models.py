@@ -289,9 +289,8 @@ def folder_digest(folder: Path) -> str:
     named = {path: path.relative_to(folder).parts for path in folder.rglob("*") if path.is_file()}
     files = sorted(path for path, parts in named.items() if not any(part.startswith(".") for part in parts))
     if not (folder / "config.json").is_file():
-        if (folder / hub.ADAPTER).is_file():
-            raise ModelError(hub.AN_ADAPTER.format(folder))
-        raise ModelError(f"{folder} is not a model folder: it has no config.json. Give a folder saved by save_pretrained.")
+        own = f"{folder} is not a model folder: it has no config.json. Give a folder saved by save_pretrained."
+        raise ModelError(hub.what_else(str(folder), folder) or own)
     return digest_of({p.relative_to(folder).as_posix(): file_sha256(p) for p in files})
 
 

@@ -380,9 +380,22 @@ def _cached_ref(name: str, revision: str) -> str | None:
 
 
 def _no_model(name: str, folder: Path) -> str:
+    own = f"'{name}' has no config.json: transformers cannot load it as a model. A GGUF repository names the original model on its page."
+    return what_else(name, folder) or own
+
+
+def what_else(name: str, folder: Path) -> str:
+    """What a folder without a config.json of its own holds that looks like a model, in a sentence; empty where it holds nothing known."""
     if (folder / ADAPTER).is_file():
         return AN_ADAPTER.format(name)
-    return f"'{name}' has no config.json: transformers cannot load it as a model. A GGUF repository names the original model on its page."
+    listed = _json(folder / MODULES) if (folder / MODULES).is_file() else None
+    first = listed[0] if isinstance(listed, list) and listed else None
+    if not isinstance(first, dict):
+        return ""
+    return (
+        f"'{name}' begins with the module {str(first.get('type', '')).rpartition('.')[2]} and has no transformer in its own folder, as "
+        "teachers and students here do. Name one that has; distillation.form=static makes a static student of it."
+    )
 
 
 def _api() -> Any:

@@ -636,6 +636,16 @@ def test_weights_of_whole_numbers_are_refused_where_no_scales_stand_beside_them(
     assert student_of(name).encode(SHOWN).shape == (3, 32), "places in a text are whole numbers in every model"
 
 
+def test_a_model_of_other_modules_than_a_transformer_is_told_as_what_it_is(tmp_path: Path, home: Path) -> None:
+    listed = [{"idx": 0, "name": "0", "path": "0_StaticEmbedding", "type": "sentence_transformers.models.StaticEmbedding"}]
+    (tmp_path / "modules.json").write_text(json.dumps(listed))
+    with pytest.raises(ModelError, match=r"begins with the module StaticEmbedding .*has no transformer in its own folder"):
+        resolve_base(str(tmp_path))
+    (tmp_path / "modules.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"has no config\.json"):
+        resolve_base(str(tmp_path))
+
+
 def test_a_generator_with_quantized_weights_that_nothing_tells_of_is_refused(tmp_path: Path, home: Path) -> None:
     from safetensors.torch import load_file, save_file
     from transformers import Qwen3Config, Qwen3ForCausalLM

@@ -253,7 +253,7 @@ def test_small_chunks_of_even_batches_are_hardly_padding() -> None:
     rows = [[1] * (17 + 3 * number % 48) for number in range(32)]
     chunks, _ = in_chunks(rows, 4 * 64, even=True)
     padded, plain = (sum(pad_batch(chunk, 0, even)["input_ids"].numel() for chunk in chunks) for even in (True, False))
-    assert padded < 1.25 * plain
+    assert padded < 1.4 * plain
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
