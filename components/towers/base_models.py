@@ -369,7 +369,7 @@ def load_weights(base: BaseModel, **options: Any) -> Any:
 def require_embeddings(base: BaseModel, model: Any, tokenizer: Any) -> None:
     """Raise ModelError where the tokenizer has words that the table of embeddings has no row for; on a GPU one ends the whole process.
 
-    Control tokens aside, which no text turns into: Gemma's tokenizer has one of images that its text models lack.
+    Control tokens aside that no batch holds, as Gemma's of images, which its text models lack; what fills one up counts (Llama's [PAD]).
     """
     try:
         rows = model.get_input_embeddings().weight.shape[0]
@@ -378,6 +378,7 @@ def require_embeddings(base: BaseModel, model: Any, tokenizer: Any) -> None:
     if len(tokenizer) <= rows:
         return
     control = set(tokenizer.all_special_ids) | {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    control -= {tokenizer.pad_token_id, *tokenizer("a")["input_ids"]}
     if beyond := sorted((number, word) for word, number in tokenizer.get_vocab().items() if number >= rows and number not in control):
         raise ModelError(
             f"The tokenizer of '{base.name}' has {len(beyond):,} words that the model has no embedding for (first: '{beyond[0][1]}', "

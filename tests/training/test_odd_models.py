@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -19,7 +20,7 @@ from components.distillation.student.storage import load_student, save_student
 from components.errors import ModelError
 from components.planning.facts import shape_of_base
 from components.towers import transformer
-from components.towers.base_models import resolve_base
+from components.towers.base_models import resolve_base, tokenizer_of
 from components.towers.config import TowerConfig
 from components.towers.contract import save_contract, space_id_of
 from components.towers.encoder import TowerEncoder, load_tower
@@ -644,6 +645,17 @@ def test_a_model_of_other_modules_than_a_transformer_is_told_as_what_it_is(tmp_p
     (tmp_path / "modules.json").write_text("{}")
     with pytest.raises(ModelError, match=r"has no config\.json"):
         resolve_base(str(tmp_path))
+
+
+def test_a_padding_token_that_was_added_without_an_embedding_is_told_before_a_batch_is_filled_up(tmp_path: Path, home: Path) -> None:
+    """As fine-tuned models on Llama have it; on a GPU such a token ends the process."""
+    name = written(TEACHERS["llama-3.2"], tmp_path / "model")
+    tokenizer = copy.deepcopy(tokenizer_of(resolve_base(name)))
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(name)
+    for use in (lambda: student_of(name), lambda: towers_on(name)):
+        with pytest.raises(ModelError, match=r"has 1 words that the model has no embedding for .first: '\[PAD\]'"):
+            use()
 
 
 def test_a_generator_with_quantized_weights_that_nothing_tells_of_is_refused(tmp_path: Path, home: Path) -> None:
