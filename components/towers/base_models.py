@@ -289,8 +289,7 @@ def folder_digest(folder: Path) -> str:
     named = {path: path.relative_to(folder).parts for path in folder.rglob("*") if path.is_file()}
     files = sorted(path for path, parts in named.items() if not any(part.startswith(".") for part in parts))
     if not (folder / "config.json").is_file():
-        own = f"{folder} is not a model folder: it has no config.json. Give a folder saved by save_pretrained."
-        raise ModelError(hub.what_else(str(folder), folder) or own)
+        raise ModelError(hub.what_else(str(folder), folder) or hub.NO_FOLDER.format(folder))
     return digest_of({p.relative_to(folder).as_posix(): file_sha256(p) for p in files})
 
 
@@ -393,6 +392,8 @@ def why_unloadable(error: Exception) -> str:
         return f"its configuration names or lacks something that transformers asks for: {said}"
     if "ignore_mismatched_sizes" in said:
         return "its weights have other sizes than its config.json states. Fetch or save both together."
+    if "tiktoken" in said:  # transformers asks for it after SentencePiece, which these files are of, was not there
+        return hub.SENTENCEPIECE
     if "trust_remote_code" in said:
         return (
             "it brings Python code of its own, which runs here for a teacher alone, by towers.trust_remote_code with the full commit in "
@@ -455,8 +456,7 @@ def _built(name: str, texts: Sequence[str]) -> BaseModel:
     if not is_complete(folder):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        shape = decoder_shape(name)
-        if shape is None:
+        if (shape := decoder_shape(name)) is None:
             build_tiny_encoder(texts, folder)
         else:
             build_decoder(texts, folder, *shape)

@@ -29,8 +29,13 @@ UNWANTED = ("onnx/*", "openvino/*", "original/*", "consolidated*", "coreml/*", "
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 # One file of weights, or the index of several, in the order in which transformers looks for them.
 FORMS = (("model.safetensors", "model.safetensors.index.json"), ("pytorch_model.bin", "pytorch_model.bin.index.json"))
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "spm.model")
 ADAPTER = "adapter_config.json"
+NO_FOLDER = "{} is not a model folder: it has no config.json. Give a folder saved by save_pretrained."
+SENTENCEPIECE = (
+    "its tokenizer is a SentencePiece file without a tokenizer.json. Run `pip install sentencepiece`, or save the tokenizer once where it is "
+    "installed (save_pretrained), and name the folder with both"
+)
 AN_ADAPTER = "'{}' is an adapter, not a model. Name the model that it was trained on, or a merged one."
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -20,10 +20,11 @@ from components.distillation.student.storage import load_student, save_student
 from components.errors import ModelError
 from components.planning.facts import shape_of_base
 from components.towers import transformer
-from components.towers.base_models import resolve_base, tokenizer_of
+from components.towers.base_models import resolve_base, tokenizer_of, why_unloadable
 from components.towers.config import TowerConfig
 from components.towers.contract import save_contract, space_id_of
 from components.towers.encoder import TowerEncoder, load_tower
+from components.towers.hub import has_tokenizer
 from components.towers.tokens import needs_end_token, require_words, token_ids
 from components.towers.train import train_towers
 from components.towers.trained.published import read_published, with_own_settings
@@ -656,6 +657,12 @@ def test_a_padding_token_that_was_added_without_an_embedding_is_told_before_a_ba
     for use in (lambda: student_of(name), lambda: towers_on(name)):
         with pytest.raises(ModelError, match=r"has 1 words that the model has no embedding for .first: '\[PAD\]'"):
             use()
+
+
+def test_a_tokenizer_of_sentencepiece_alone_is_told_what_it_needs(tmp_path: Path, home: Path) -> None:
+    """DeBERTa-v3 has no other file of words; without SentencePiece transformers asks for tiktoken, which does not help."""
+    assert has_tokenizer(Path(edited(tmp_path, "spm.model")))
+    assert "pip install sentencepiece" in why_unloadable(ValueError("`tiktoken` is required to read a `tiktoken` file. Install it"))
 
 
 def test_a_generator_with_quantized_weights_that_nothing_tells_of_is_refused(tmp_path: Path, home: Path) -> None:
