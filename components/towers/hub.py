@@ -33,7 +33,7 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "s
 ADAPTER = "adapter_config.json"
 NO_FOLDER = "{} is not a model folder: it has no config.json. Give a folder saved by save_pretrained."
 SENTENCEPIECE = (
-    "its tokenizer is a SentencePiece file without a tokenizer.json. Run `pip install sentencepiece`, or save the tokenizer once where that "
+    "its tokenizer is a SentencePiece file without a tokenizer.json. Run `pip install sentencepiece`, or save the tokenizer where that "
     "is there (save_pretrained), and name the folder with both"
 )
 AN_ADAPTER = "'{}' is an adapter, not a model. Name the model that it was trained on, or a merged one."
