@@ -191,7 +191,7 @@ def _load(base: BaseModel, precision: str) -> tuple[Any, Any]:
         attention = measured_attention(model.base_model)
     except base.faults as error:
         raise ModelError(f"The generator '{base.name}' cannot be loaded: {why_unloadable(error)}") from None
-    require_plain_weights(model.config, report["unexpected_keys"], base.name, base.location)
+    require_plain_weights(report["unexpected_keys"], base.name, base.location)
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])[0]
         raise ModelError(f"The generator '{base.name}' cannot write: it was saved without {missing}. Name one with its language head.")

@@ -356,7 +356,7 @@ def load_weights(base: BaseModel, **options: Any) -> Any:
     from transformers import AutoModel
 
     model, report = AutoModel.from_pretrained(base.location, output_loading_info=True, **options, **base.loading)
-    require_plain_weights(model.config, report["unexpected_keys"], base.name, base.location)
+    require_plain_weights(report["unexpected_keys"], base.name, base.location)
     if lost := sorted(name for name in report["missing_keys"] if "pooler" not in name):  # a pooler takes no part here
         raise ModelError(
             f"'{base.name}': its files lack {len(lost):,} of the weights that config.json asks for (first: {lost[0]}), so they would be "

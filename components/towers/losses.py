@@ -352,7 +352,7 @@ def _of_pairs(base: BaseModel, longest: int, batch_size: int) -> Scores:
         raise ModelError(f"The judge '{base.name}' cannot be loaded: {why_unloadable(error)}") from None
     if model.config.num_labels != 1:
         raise ModelError(f"'{base.name}' tells {model.config.num_labels} classes apart; a judge gives one score. Name a cross-encoder.")
-    require_plain_weights(model.config, report["unexpected_keys"], base.name, base.location)
+    require_plain_weights(report["unexpected_keys"], base.name, base.location)
     if missing := sorted(report["missing_keys"]):  # transformers has drawn them at random
         raise ModelError(f"'{base.name}' was saved without {missing[0]}, so it would score by chance. Name another, or save it whole.")
     require_embeddings(base, model, tokenizer)

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from components.artifacts import read_json
 from components.errors import ModelError
 from components.towers import hub
 from components.towers.contract import mixed_formats
@@ -93,12 +94,13 @@ def require_text_model(whole: Any, name: str, finished: bool = False) -> Any:
 _OF_QUANTIZED = re.compile(r"(weight_scale|scale_inv|zero_point|qweight|qzeros|weight_packed|absmax|\.SCB)")
 
 
-def require_plain_weights(config: Any, unused: Iterable[str], name: str, folder: str) -> None:
-    """Raise ModelError where the weights in `folder` are quantized, and the configuration does not say so.
+def require_plain_weights(unused: Iterable[str], name: str, folder: str) -> None:
+    """Raise ModelError where the weights in `folder` are quantized, and its configuration does not say so.
 
     Weights that were left `unused` show it, and whole numbers in the place of weights, which transformers takes for the weights themselves.
     """
-    if getattr(config, "quantization_config", None) is not None:
+    # As it stands there: that of a loaded model no longer says so once its weights were made plain again.
+    if read_json(Path(folder) / "config.json").get("quantization_config") is not None:
         return
     signs = [f"they come with {scale}" for scale in sorted(filter(_OF_QUANTIZED.search, unused))]
     signs = signs or [f"{weight} holds whole numbers" for weight in hub.whole_numbers(Path(folder))]
