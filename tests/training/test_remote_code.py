@@ -117,6 +117,14 @@ def test_towers_of_such_a_model_are_trained_and_load_the_same_code(
     assert np.isfinite(encoder.encode(documents()[:3])).all()
 
 
+def test_what_is_asked_before_the_towers_can_be_asked_of_such_a_model(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than once in a process: a retraining looks at its teacher several times before anything is trained."""
+    keep_in_cache(tmp_path / "cache", NAME, own, COMMIT)
+    use_cache(monkeypatch, tmp_path / "cache")
+    for _ in range(2):
+        check_before_towers(DistillationConfig(student="tiny-encoder", max_query_length=24), settings())
+
+
 def test_a_student_that_would_need_the_code_is_refused_before_the_towers(
     own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
