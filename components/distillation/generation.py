@@ -21,7 +21,7 @@ from components.errors import DataError, ModelError
 from components.progress import progress_bar
 from components.towers.base_models import BaseModel, load_config, resolve_base, why_unloadable
 from components.towers.device import pick_device, pick_dtype
-from components.towers.transformer import measured_attention, position_limit
+from components.towers.transformer import measured_attention, position_limit, require_plain_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -191,6 +191,7 @@ def _load(base: BaseModel, precision: str) -> tuple[Any, Any]:
         attention = measured_attention(model.base_model)
     except base.faults as error:
         raise ModelError(f"The generator '{base.name}' cannot be loaded: {why_unloadable(error)}") from None
+    require_plain_weights(report["unexpected_keys"], base.name, base.location)
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])[0]
         raise ModelError(f"The generator '{base.name}' cannot write: it was saved without {missing}. Name one with its language head.")

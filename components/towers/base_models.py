@@ -289,9 +289,7 @@ def folder_digest(folder: Path) -> str:
     named = {path: path.relative_to(folder).parts for path in folder.rglob("*") if path.is_file()}
     files = sorted(path for path, parts in named.items() if not any(part.startswith(".") for part in parts))
     if not (folder / "config.json").is_file():
-        if (folder / hub.ADAPTER).is_file():
-            raise ModelError(hub.AN_ADAPTER.format(folder))
-        raise ModelError(f"{folder} is not a model folder: it has no config.json. Give a folder saved by save_pretrained.")
+        raise ModelError(hub.what_else(str(folder), folder) or hub.NO_FOLDER.format(folder))
     return digest_of({p.relative_to(folder).as_posix(): file_sha256(p) for p in files})
 
 
@@ -358,7 +356,7 @@ def load_weights(base: BaseModel, **options: Any) -> Any:
     from transformers import AutoModel
 
     model, report = AutoModel.from_pretrained(base.location, output_loading_info=True, **options, **base.loading)
-    require_plain_weights(model.config, report["unexpected_keys"], base.name)
+    require_plain_weights(report["unexpected_keys"], base.name, base.location)
     if lost := sorted(name for name in report["missing_keys"] if "pooler" not in name):  # a pooler takes no part here
         raise ModelError(
             f"'{base.name}': its files lack {len(lost):,} of the weights that config.json asks for (first: {lost[0]}), so they would be "
@@ -370,7 +368,7 @@ def load_weights(base: BaseModel, **options: Any) -> Any:
 def require_embeddings(base: BaseModel, model: Any, tokenizer: Any) -> None:
     """Raise ModelError where the tokenizer has words that the table of embeddings has no row for; on a GPU one ends the whole process.
 
-    Control tokens aside, which no text turns into: Gemma's tokenizer has one of images that its text models lack.
+    Control tokens aside that no batch holds, as Gemma's of images, which its text models lack; what fills one up counts (Llama's [PAD]).
     """
     try:
         rows = model.get_input_embeddings().weight.shape[0]
@@ -379,6 +377,7 @@ def require_embeddings(base: BaseModel, model: Any, tokenizer: Any) -> None:
     if len(tokenizer) <= rows:
         return
     control = set(tokenizer.all_special_ids) | {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    control -= {tokenizer.pad_token_id, *tokenizer("a")["input_ids"]}
     if beyond := sorted((number, word) for word, number in tokenizer.get_vocab().items() if number >= rows and number not in control):
         raise ModelError(
             f"The tokenizer of '{base.name}' has {len(beyond):,} words that the model has no embedding for (first: '{beyond[0][1]}', "
@@ -393,6 +392,8 @@ def why_unloadable(error: Exception) -> str:
         return f"its configuration names or lacks something that transformers asks for: {said}"
     if "ignore_mismatched_sizes" in said:
         return "its weights have other sizes than its config.json states. Fetch or save both together."
+    if "tiktoken" in said:  # transformers asks for it after SentencePiece, which these files are of, was not there
+        return hub.SENTENCEPIECE
     if "trust_remote_code" in said:
         return (
             "it brings Python code of its own, which runs here for a teacher alone, by towers.trust_remote_code with the full commit in "
@@ -455,8 +456,7 @@ def _built(name: str, texts: Sequence[str]) -> BaseModel:
     if not is_complete(folder):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        shape = decoder_shape(name)
-        if shape is None:
+        if (shape := decoder_shape(name)) is None:
             build_tiny_encoder(texts, folder)
         else:
             build_decoder(texts, folder, *shape)

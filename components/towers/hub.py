@@ -6,6 +6,7 @@ recorded, and what was trained on it loads the folder of that commit in the cach
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,6 +15,7 @@ from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
+from zipfile import is_zipfile
 
 from components.artifacts import digest_of, file_sha256, read_json
 from components.errors import ArtifactError, ModelError
@@ -27,8 +29,13 @@ UNWANTED = ("onnx/*", "openvino/*", "original/*", "consolidated*", "coreml/*", "
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 # One file of weights, or the index of several, in the order in which transformers looks for them.
 FORMS = (("model.safetensors", "model.safetensors.index.json"), ("pytorch_model.bin", "pytorch_model.bin.index.json"))
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "spm.model")
 ADAPTER = "adapter_config.json"
+NO_FOLDER = "{} is not a model folder: it has no config.json. Give a folder saved by save_pretrained."
+SENTENCEPIECE = (
+    "its tokenizer is a SentencePiece file without a tokenizer.json. Run `pip install sentencepiece`, or save the tokenizer where that "
+    "is there (save_pretrained), and name the folder with both"
+)
 AN_ADAPTER = "'{}' is an adapter, not a model. Name the model that it was trained on, or a merged one."
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -246,6 +253,26 @@ def _loaded(folder: Path) -> list[Path]:
     return []
 
 
+def whole_numbers(folder: Path) -> list[str]:
+    """Names of the weights of a model's folder that are whole numbers, as quantized ones are alone; masks and places in a text are none."""
+    return sorted(name for path in _loaded(folder) for name in _of_integers(path) if name.endswith(("weight", "_proj")))
+
+
+def _of_integers(path: Path) -> Iterator[str]:
+    """The tensors of two dimensions or more in a file of weights that are whole numbers, by its list of contents alone."""
+    if path.suffix == ".safetensors":
+        with path.open("rb") as file:
+            listed = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        told = {name: (of["dtype"][0] in "IU", of["shape"]) for name, of in listed.items() if name != "__metadata__"}
+    else:
+        import torch
+
+        found = torch.load(path, map_location="meta", weights_only=True, mmap=is_zipfile(path))
+        tensors = {name: of for name, of in found.items() if isinstance(of, torch.Tensor)}
+        told = {name: (not of.is_floating_point() and of.dtype != torch.bool, of.shape) for name, of in tensors.items()}
+    return (name for name, (whole, shape) in told.items() if whole and len(shape) > 1)
+
+
 def _shards(index: Path) -> list[str]:
     """The files that an index of weights names, each once, in a fixed order."""
     named = _json(index)
@@ -358,9 +385,22 @@ def _cached_ref(name: str, revision: str) -> str | None:
 
 
 def _no_model(name: str, folder: Path) -> str:
+    own = f"'{name}' has no config.json: transformers cannot load it as a model. A GGUF repository names the original model on its page."
+    return what_else(name, folder) or own
+
+
+def what_else(name: str, folder: Path) -> str:
+    """What a folder without a config.json of its own holds that looks like a model, in a sentence; empty where it holds nothing known."""
     if (folder / ADAPTER).is_file():
         return AN_ADAPTER.format(name)
-    return f"'{name}' has no config.json: transformers cannot load it as a model. A GGUF repository names the original model on its page."
+    listed = _json(folder / MODULES) if (folder / MODULES).is_file() else None
+    first = listed[0] if isinstance(listed, list) and listed else None
+    if not isinstance(first, dict):
+        return ""
+    return (
+        f"'{name}' begins with the module {str(first.get('type', '')).rpartition('.')[2]} and has no transformer in its own folder, as "
+        "teachers and students here do. Name one that has; distillation.form=static makes a static student of it."
+    )
 
 
 def _api() -> Any:

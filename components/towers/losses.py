@@ -31,8 +31,9 @@ from components.towers.config import TowerConfig
 from components.towers.contract import save_contract, space_id_of
 from components.towers.device import pick_device
 from components.towers.encoder import TowerEncoder, load_tower
-from components.towers.trained.published import in_chat_template, read_published, with_own_settings
-from components.towers.transformer import position_limit
+from components.towers.tokens import require_words
+from components.towers.trained.published import default_prompt, in_chat_template, read_published, with_own_settings
+from components.towers.transformer import position_limit, require_plain_weights
 from components.towers.two_towers import published_contracts
 
 if TYPE_CHECKING:
@@ -263,6 +264,8 @@ class Judge:
         together = kinds[0].endswith("ForSequenceClassification")
         if together and in_chat_template(base):
             raise ModelError(f"'{base.name}' wants a chat template around each pair, which a judge does not write. Name another.")
+        if together and (prompt := default_prompt(base)):
+            raise ModelError(f"'{base.name}' puts the prompt {prompt!r:.60} before each pair, which a judge does not do. Name another.")
         if not together and read_published(base) is None:
             raise ModelError(
                 f"'{base.name}' ({kinds[0]}) is no judge. Expected a cross-encoder, whose config.json names ...ForSequenceClassification, "
@@ -349,6 +352,7 @@ def _of_pairs(base: BaseModel, longest: int, batch_size: int) -> Scores:
         raise ModelError(f"The judge '{base.name}' cannot be loaded: {why_unloadable(error)}") from None
     if model.config.num_labels != 1:
         raise ModelError(f"'{base.name}' tells {model.config.num_labels} classes apart; a judge gives one score. Name a cross-encoder.")
+    require_plain_weights(report["unexpected_keys"], base.name, base.location)
     if missing := sorted(report["missing_keys"]):  # transformers has drawn them at random
         raise ModelError(f"'{base.name}' was saved without {missing[0]}, so it would score by chance. Name another, or save it whole.")
     require_embeddings(base, model, tokenizer)
@@ -357,6 +361,11 @@ def _of_pairs(base: BaseModel, longest: int, batch_size: int) -> Scores:
         raise ModelError(f"'{base.name}' names no padding token, so it scores no two texts at once. Set towers.judge.batch_size to 1.")
     model.config.get_text_config().use_cache = False  # a decoder would keep all keys and values for a next word
     longest = min(limit for limit in (position_limit(model), tokenizer.model_max_length, longest) if limit)
+    if (frame := tokenizer.num_special_tokens_to_add(pair=True)) + 2 > longest:
+        raise ModelError(
+            f"'{base.name}' puts {frame} tokens of its own around a pair, and towers.judge.max_length leaves {longest}: no word of them "
+            "has a place. Raise towers.judge.max_length, or name another."
+        )
     model = model.to(pick_device()).eval()
 
     def scores(queries: Sequence[str], documents: Sequence[Sequence[str]]) -> NDArray[np.float64]:
@@ -380,6 +389,9 @@ def _of_vectors(base: BaseModel, longest: int) -> Scores:
     own = with_own_settings(TowerConfig(base_model=base.name, revision=base.revision, training="none"))
     cut = {field: min(getattr(own, field), most) if field in own.model_fields_set else most for field, most in read.items()}
     contracts = published_contracts(base, own.model_copy(update=cut))
+    for role, contract in contracts.items():
+        told = f"The judge's prompt for a {role}", "towers.judge.max_length"
+        require_words(tokenizer_of(base), base.name, contract.prompt, contract.max_length, told, contract.append_eos)
     with TemporaryDirectory() as folder:  # a tower is loaded from one
         save_contract(Path(folder), contracts["document"], space_id_of(contracts["document"]))
         reader = load_tower(Path(folder), "float32")

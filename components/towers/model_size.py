@@ -186,7 +186,8 @@ def model_without_memory(base: BaseModel, dtype: torch.dtype | None = None, fini
     config = load_config(base, finished)
     try:
         with torch.device("meta"):
-            model = AutoModel.from_config(config, dtype=dtype, **base.loading)
+            # The code lies in the model's folder. Once its class is known, transformers hands a `code_revision` on to it, which fails.
+            model = AutoModel.from_config(config, dtype=dtype, trust_remote_code=base.code is not None)
     except base.faults as error:
         raise ModelError(f"The model '{base.name}' cannot be loaded: {why_unloadable(error)}") from None
     if base.layers is not None:

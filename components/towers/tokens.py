@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from components.towers.config import TowerConfig
 
 NO_CHARACTER = "\ufdd0"
-EVEN_TOKENS = 256
+# What the tokens of an even batch are a multiple of: up to `LARGE_BATCH` tokens, and above. Of every multiple oneDNN keeps something;
+# with the larger one alone small chunks were up to a half padding.
+EVEN_TOKENS, EVEN_TOKENS_OF_LARGE, LARGE_BATCH = 64, 256, 4096
 _ONE_USE = threading.RLock()  # lengths and control tokens are settings of a tokenizer that encoders share, in a server across threads
 _PLAIN: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # made once for a tokenizer, and only if a text asks for it
 
@@ -74,7 +76,9 @@ def has_control_token(tokenizer: Any, text: str) -> bool:
     """Whether the compiled tokenizer takes a part of `text` for a control token if nobody stops it."""
     backend = tokenizer.backend_tokenizer
     if _is_unigram(backend):
-        return any(token.content in text for token in backend.get_added_tokens_decoder().values() if token.special)
+        # It looks for its words in what the normalizer makes of a text: wide letters (\uff1c/s\uff1e) are plain ones there.
+        read = backend.normalizer.normalize_str(text) if backend.normalizer is not None else text
+        return any(token.content in text or token.content in read for token in backend.get_added_tokens_decoder().values() if token.special)
     found = []
     for split in (True, False):  # Gemma has thousands of control tokens: two encodings are quicker than a look for each
         backend.encode_special_tokens = split
@@ -188,18 +192,21 @@ def tokens_of(longest: int, rows: int, even: bool = False) -> int:
     if not even:
         return longest * rows
     longest = even_length(longest)
-    return longest * -(-rows // _even_rows(longest)) * _even_rows(longest)
+    return longest * _even_rows(rows, longest)
 
 
-def _even_rows(longest: int) -> int:
-    return EVEN_TOKENS // math.gcd(EVEN_TOKENS, longest)
+def _even_rows(rows: int, longest: int) -> int:
+    """`rows`, or the next larger number with which a batch of that length is even."""
+    multiple = EVEN_TOKENS if rows * longest <= LARGE_BATCH else EVEN_TOKENS_OF_LARGE
+    step = multiple // math.gcd(multiple, longest)
+    return -(-rows // step) * step
 
 
 def pad_batch(rows: Sequence[Sequence[int]], pad_id: int, even: bool = False) -> dict[str, torch.Tensor]:
     """Right-padded int64 `input_ids` and `attention_mask`, both (len(rows), longest row, at least 1).
 
     Right padding whatever the tokenizer prefers: positions start at 0 and a causal model's real tokens never see the padding. `even`: the
-    length is an `even_length`, and rows of one token, for nobody, make the whole a multiple of EVEN_TOKENS.
+    length is an `even_length`, and rows of one token, for nobody, make the whole a multiple of EVEN_TOKENS, or of that of large batches.
     """
     import torch
 
@@ -207,7 +214,7 @@ def pad_batch(rows: Sequence[Sequence[int]], pad_id: int, even: bool = False) ->
     longest = max(1, lengths.max())
     if even:
         longest = even_length(int(longest))
-        rows = [*rows, *([[pad_id]] * (-len(rows) % _even_rows(longest)))]
+        rows = [*rows, *([[pad_id]] * (_even_rows(len(rows), longest) - len(rows)))]
         lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
     real = np.arange(longest) < lengths[:, None]
     ids = np.full(real.shape, pad_id, dtype=np.int64)

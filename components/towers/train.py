@@ -54,7 +54,7 @@ from components.towers.losses import Judge
 from components.towers.negatives import check_mining
 from components.towers.pairs import Pairs, training_pairs
 from components.towers.processes import current_world, from_main, join_world, launched, require_same_data, train_in_processes, wait_for_all
-from components.towers.trained.published import read_published, with_own_settings
+from components.towers.trained.published import other_prompts, read_published, with_own_settings
 from components.towers.two_towers import TwoTowers, published_contracts
 
 LOG = "training_log.json"
@@ -210,6 +210,12 @@ def take_as_published(pairs: Pairs, config: TowerConfig, parents: Mapping[str, s
     """
     config = with_own_settings(config)
     base = tower_base(config, [*pairs.documents, *pairs.queries])
+    if not config.query_prompt and (others := other_prompts(base)):
+        print(
+            f"'{base.name}' has prompts for {', '.join(others)} and none for queries, which are read without one. Give the one that fits "
+            "as towers.query_prompt.",
+            flush=True,
+        )
     contracts = published_contracts(base, config)
     if read_published(base) is None and (unsaid := [name for name in OF_TEXTS if name not in config.model_fields_set]):
         shown = ", ".join(f"towers.{name} {getattr(config, name)!r}" for name in unsaid)

@@ -15,9 +15,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from components.artifacts import read_json
 from components.errors import ModelError
+from components.towers import hub
 from components.towers.contract import mixed_formats
 from components.towers.device import autocast, pick_device
 from components.towers.tokens import pad_batch
@@ -91,13 +94,19 @@ def require_text_model(whole: Any, name: str, finished: bool = False) -> Any:
 _OF_QUANTIZED = re.compile(r"(weight_scale|scale_inv|zero_point|qweight|qzeros|weight_packed|absmax|\.SCB)")
 
 
-def require_plain_weights(config: Any, unused: Iterable[str], name: str) -> None:
-    """Raise ModelError where weights that were left `unused` show that others are quantized, and the configuration does not say so."""
-    scales = sorted(filter(_OF_QUANTIZED.search, unused))
-    if scales and getattr(config, "quantization_config", None) is None:
+def require_plain_weights(unused: Iterable[str], name: str, folder: str) -> None:
+    """Raise ModelError where the weights in `folder` are quantized, and its configuration does not say so.
+
+    Weights that were left `unused` show it, and whole numbers in the place of weights, which transformers takes for the weights themselves.
+    """
+    # As it stands there: that of a loaded model no longer says so once its weights were made plain again.
+    if read_json(Path(folder) / "config.json").get("quantization_config") is not None:
+        return
+    signs = [f"they come with {scale}" for scale in sorted(filter(_OF_QUANTIZED.search, unused))]
+    signs = signs or [f"{weight} holds whole numbers" for weight in hub.whole_numbers(Path(folder))]
+    if signs:
         raise ModelError(
-            f"The weights of '{name}' are quantized (they come with {scales[0]}), which its config.json does not say. "
-            "Name the model that it was made from."
+            f"The weights of '{name}' are quantized ({signs[0]}), which its config.json does not say. Name the model that it was made from."
         )
 
 
@@ -126,6 +135,19 @@ def settle(model: Any) -> None:
         if getattr(config, "attention_type", None) == "block_sparse":
             model.set_attention_type("original_full")
             config.attention_type = "original_full"
+
+
+def in_one_format(model: Any, dtype: torch.dtype) -> None:
+    """Give the weights of a quantized model the format that was asked for, where they were made plain again.
+
+    transformers leaves them in that of their scales (FP8's are float32) beside others. A GPU that calculates in FP8 keeps what it has.
+    """
+    import torch
+
+    weights = list(model.parameters())
+    if {weight.dtype for weight in weights} <= {torch.float32, torch.bfloat16, torch.float16}:
+        for weight in weights:
+            weight.data = weight.data.to(dtype)
 
 
 # Where models of texts and images keep the part that reads texts; SmolVLM and its kin under the latter name.

@@ -52,6 +52,7 @@ from components.towers.transformer import (
     LowerStates,
     check_attention,
     cut,
+    in_one_format,
     keep_layers,
     layer_count,
     layer_stack,
@@ -319,7 +320,7 @@ def load_decoder(
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    load_config(base, finished)
+    quantized = getattr(load_config(base, finished), "quantization_config", None) is not None  # of a saved tower alone
     try:
         dtype = pick_dtype(precision)
         model = model_without_memory(base, dtype) if empty else load_weights(base, dtype=dtype)
@@ -330,6 +331,8 @@ def load_decoder(
     if base.layers is not None and not empty:
         keep_layers(model, base.layers, base.name, finished)
     settle(model)
+    if quantized:
+        in_one_format(model, dtype)
     if getattr(model, "pooler", None) is not None:
         # An encoder's own pooler takes no part here; its weights would be trained and saved for nothing. SqueezeBERT calls what is there.
         model.pooler = Identity()

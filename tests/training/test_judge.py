@@ -122,6 +122,29 @@ def test_a_sentence_transformer_compares_by_cosine_with_its_own_prompts(models: 
     np.testing.assert_allclose(flat, 1 / 3, atol=0.02)
 
 
+def test_a_judge_that_has_no_place_for_a_word_or_wants_a_prompt_is_refused(models: dict[str, str], tmp_path: Path) -> None:
+    long = Path(shutil.copytree(models["vectors"], tmp_path / "long"))
+    prompted = Path(shutil.copytree(models["cross"], tmp_path / "prompted"))
+    framed = Path(shutil.copytree(models["cross"], tmp_path / "framed"))
+    settings = json.loads((long / "config_sentence_transformers.json").read_text())
+    settings["prompts"] = {"query": "kidney stone " * 8, "document": ""}
+    (long / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match=r"The judge's prompt for a query takes \d+ tokens .*towers.judge.max_length leaves 12"):
+        judge_of(str(long), max_length=12)
+    assert judge_of(str(long), max_length=40)
+    (prompted / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {"rank": "rank: "}, "default_prompt_name": "rank"}))
+    with pytest.raises(ModelError, match="puts the prompt 'rank: ' before each pair"):
+        judge_of(str(prompted))
+    (prompted / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {"rank": "rank: "}, "default_prompt_name": None}))
+    assert judge_of(str(prompted))
+    tokenizer = json.loads((framed / "tokenizer.json").read_text())
+    first, frame = {"SpecialToken": {"id": "[CLS]", "type_id": 0}}, tokenizer["post_processor"]
+    tokenizer["post_processor"] = frame | {"pair": [first] * 7 + [{"Sequence": {"id": kind, "type_id": 0}} for kind in "AB"]}
+    (framed / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ModelError, match=r"puts 7 tokens of its own around a pair, and towers\.judge\.max_length leaves 8"):
+        judge_of(str(framed), max_length=8)
+
+
 def test_the_candidates_are_the_positive_and_the_nearest_others_once_each(models: dict[str, str]) -> None:
     judge = judge_of(models["cross"], documents=2)
     columns = [10, 11, 10, -1, 12, 13]  # document 10 twice, and a mined negative that is missing

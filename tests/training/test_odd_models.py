@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -19,10 +20,11 @@ from components.distillation.student.storage import load_student, save_student
 from components.errors import ModelError
 from components.planning.facts import shape_of_base
 from components.towers import transformer
-from components.towers.base_models import resolve_base
+from components.towers.base_models import resolve_base, tokenizer_of, why_unloadable
 from components.towers.config import TowerConfig
 from components.towers.contract import save_contract, space_id_of
 from components.towers.encoder import TowerEncoder, load_tower
+from components.towers.hub import has_tokenizer
 from components.towers.tokens import needs_end_token, require_words, token_ids
 from components.towers.train import train_towers
 from components.towers.trained.published import read_published, with_own_settings
@@ -466,6 +468,17 @@ def test_a_teacher_that_does_not_say_how_it_reads_texts_is_told_of(tmp_path: Pat
     assert "does not say" not in capsys.readouterr().out
 
 
+def test_a_teacher_whose_prompts_have_names_of_their_own_is_told_of(tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """E5-Mistral and BGE-Gemma: `encode_query` of sentence-transformers takes none of them, and queries without one find much less."""
+    prompts = {"web_search_query": "Instruct: q\nQuery: ", "sts_query": "Instruct: s\nQuery: "}
+    name = str(Form(STUDENTS["bert"], "mean", prompts=prompts).write(TEXTS, tmp_path / "model"))
+    as_it_is(name, tmp_path / "towers")
+    said = capsys.readouterr().out
+    assert "has prompts for " in said and "web_search_query" in said and "and none for queries" in said
+    as_it_is(name, tmp_path / "set", query_prompt="Instruct: q\nQuery: ")
+    assert "has prompts for" not in capsys.readouterr().out
+
+
 def test_a_decoder_that_was_made_to_look_both_ways_keeps_its_windows_when_it_is_trained(tmp_path: Path, home: Path) -> None:
     from sentence_transformers import SentenceTransformer
 
@@ -606,6 +619,65 @@ def test_quantized_weights_that_no_configuration_tells_of_are_refused_by_their_s
     for use in (lambda: student_of(name), lambda: towers_on(name)):
         with pytest.raises(ModelError, match=f"are quantized .they come with .*{beside}"):
             use()
+
+
+@pytest.mark.parametrize("kept", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_of_whole_numbers_are_refused_where_no_scales_stand_beside_them(kept: str, tmp_path: Path, home: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    name = written(TEACHERS["qwen3"], tmp_path / "model")
+    weights = load_file(tmp_path / "model/model.safetensors")
+    places = {"layers.0.position_ids": torch.arange(8)[None]}
+    whole = {k: (v / v.abs().max() * 127).round().to(torch.int8) if k.endswith("proj.weight") else v for k, v in weights.items()} | places
+    (tmp_path / "model/model.safetensors").unlink()
+    keep = torch.save if kept.endswith("bin") else save_file
+    keep(whole, tmp_path / "model" / kept, **({} if kept.endswith("bin") else {"metadata": {"format": "pt"}}))
+    for use in (lambda: student_of(name), lambda: towers_on(name)):
+        with pytest.raises(ModelError, match=r"are quantized .layers\.0\.mlp\.down_proj\.weight holds whole numbers"):
+            use()
+    keep(weights | places, tmp_path / "model" / kept, **({} if kept.endswith("bin") else {"metadata": {"format": "pt"}}))
+    assert student_of(name).encode(SHOWN).shape == (3, 32), "places in a text are whole numbers in every model"
+
+
+def test_a_model_of_other_modules_than_a_transformer_is_told_as_what_it_is(tmp_path: Path, home: Path) -> None:
+    listed = [{"idx": 0, "name": "0", "path": "0_StaticEmbedding", "type": "sentence_transformers.models.StaticEmbedding"}]
+    (tmp_path / "modules.json").write_text(json.dumps(listed))
+    with pytest.raises(ModelError, match=r"begins with the module StaticEmbedding .*has no transformer in its own folder"):
+        resolve_base(str(tmp_path))
+    (tmp_path / "modules.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"has no config\.json"):
+        resolve_base(str(tmp_path))
+
+
+def test_a_padding_token_that_was_added_without_an_embedding_is_told_before_a_batch_is_filled_up(tmp_path: Path, home: Path) -> None:
+    """As fine-tuned models on Llama have it; on a GPU such a token ends the process."""
+    name = written(TEACHERS["llama-3.2"], tmp_path / "model")
+    tokenizer = copy.deepcopy(tokenizer_of(resolve_base(name)))
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(name)
+    for use in (lambda: student_of(name), lambda: towers_on(name)):
+        with pytest.raises(ModelError, match=r"has 1 words that the model has no embedding for .first: '\[PAD\]'"):
+            use()
+
+
+def test_a_tokenizer_of_sentencepiece_alone_is_told_what_it_needs(tmp_path: Path, home: Path) -> None:
+    """DeBERTa-v3 has no other file of words; without SentencePiece transformers asks for tiktoken, which does not help."""
+    assert has_tokenizer(Path(edited(tmp_path, "spm.model")))
+    assert "pip install sentencepiece" in why_unloadable(ValueError("`tiktoken` is required to read a `tiktoken` file. Install it"))
+
+
+def test_a_generator_with_quantized_weights_that_nothing_tells_of_is_refused(tmp_path: Path, home: Path) -> None:
+    from safetensors.torch import load_file, save_file
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    tokenizer = qwen(TEXTS)
+    Qwen3ForCausalLM(Qwen3Config(**SMALL, head_dim=8, vocab_size=len(tokenizer))).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert generation._load(resolve_base(str(tmp_path)), "float32")
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file(weights | {"model.layers.0.mlp.up_proj.weight_scale": torch.ones(1)}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"are quantized .they come with .*up_proj\.weight_scale"):
+        generation._load(resolve_base(str(tmp_path)), "float32")
 
 
 # --- Adapters on texts alone, prompts as long as a text, and what sentence-transformers reads of a student
@@ -754,8 +826,10 @@ def test_a_tower_on_quantized_weights_from_before_they_were_refused_is_still_rea
     with pytest.raises(ModelError, match="are quantized"):
         load_decoder(base, "float32")
     for cut in (name, f"{name}@1"):
-        model, _ = load_decoder(resolve_base(cut), "float32", finished=True)
-        assert model(torch.tensor([[5, 6, 7]])).last_hidden_state.isfinite().all()
+        for precision in ("float32", "bfloat16"):
+            model, _ = load_decoder(resolve_base(cut), precision, finished=True)
+            states = model(torch.tensor([[5, 6, 7]])).last_hidden_state
+            assert states.isfinite().all() and states.dtype == getattr(torch, precision)
     assert initial.shape_of(name).width == 32, "of a teacher whose query tower is refreshed"
 
 

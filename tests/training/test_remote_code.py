@@ -13,6 +13,9 @@ import pytest
 from pydantic import ValidationError
 
 from components.artifacts import open_artifact
+from components.distillation.config import DistillationConfig
+from components.distillation.student import check_before_towers
+from components.distillation.student.initial import Source, bare_student
 from components.errors import ArtifactError, ModelError
 from components.towers import hub
 from components.towers.base_models import build_decoder, resolve_base, tower_base
@@ -112,6 +115,31 @@ def test_towers_of_such_a_model_are_trained_and_load_the_same_code(
     encoder = load_tower(tower, "float32")
     assert type(encoder._model).__name__ == "OwnModel"
     assert np.isfinite(encoder.encode(documents()[:3])).all()
+
+
+def test_what_is_asked_before_the_towers_can_be_asked_of_such_a_model(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than once in a process: a retraining looks at its teacher several times before anything is trained."""
+    keep_in_cache(tmp_path / "cache", NAME, own, COMMIT)
+    use_cache(monkeypatch, tmp_path / "cache")
+    for _ in range(2):
+        check_before_towers(DistillationConfig(student="tiny-encoder", max_query_length=24), settings())
+
+
+def test_a_student_that_would_need_the_code_is_refused_before_the_towers(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_in_cache(tmp_path / "cache", NAME, own, COMMIT)
+    use_cache(monkeypatch, tmp_path / "cache")
+    (tmp_path / "towers").mkdir()
+    train_towers(pairs(), settings(training="none"), {"dataset": "d"}, tmp_path / "towers")
+    layered = DistillationConfig(student="teacher", precision="float32", max_query_length=24)
+    static = layered.model_copy(update={"form": "static", "layers": None})
+    tower = tmp_path / "towers" / "query_tower"
+    for use in (lambda: check_before_towers(layered, settings()), lambda: bare_student(Source(layered, queries(), tower))):
+        with pytest.raises(ModelError, match=r"run by Python code of its makers .OwnModel.*Name an encoder"):
+            use()
+    check_before_towers(static, settings())
+    assert np.isfinite(bare_student(Source(static, queries(), tower)).encode(queries()[:2])).all()
 
 
 def test_a_change_of_the_code_alone_is_another_model(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,6 +101,18 @@ def test_the_name_of_a_control_token_is_no_control_token(tokenizer: Any, append_
         assert token_ids(tokenizer, [f"heart attack {name}"], how)[0] != plain, name
 
 
+def test_the_name_of_a_control_token_in_wide_letters_is_text_too(tokenizers: dict[str, Any]) -> None:
+    """XLM-R's normalizer writes them as plain ones, after which its model finds the token among its words."""
+    from tokenizers import normalizers
+
+    wide = copy.deepcopy(tokenizers["unigram"])
+    wide.backend_tokenizer.normalizer = normalizers.NFKC()
+    for prompt in ("query: ", ""):
+        how = contract(wide, prompt=prompt, append_eos=False)
+        given, plain = token_ids(wide, ["heart \uff1ceos\uff1e attack", "heart <eos> attack"], how)
+        assert given == plain and given.count(wide.eos_token_id) == 1
+
+
 def test_all_other_texts_keep_their_tokens(tokenizer: Any) -> None:
     for changes in ({}, {"append_eos": False}, {"prompt": ""}, {"max_length": 5}):
         after, before = (contract(tokenizer, split_special_tokens=split, **changes) for split in (True, False))

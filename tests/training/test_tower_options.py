@@ -202,15 +202,17 @@ def test_chunks_are_bounded_by_their_tokens_with_padding() -> None:
 
 def test_even_batches_have_few_shapes_and_the_same_rows() -> None:
     for rows, shape in (
-        ([[5] * 3] * 5, (32, 8)),
+        ([[5] * 3] * 5, (8, 8)),
         ([[5] * 24] * 32, (32, 24)),
-        ([[5] * 40] * 3, (16, 48)),
+        ([[5] * 40] * 3, (4, 48)),
         ([[5] * 128] * 16, (16, 128)),
         ([[5] * 97, [6]], (2, 128)),
-        ([[]], (32, 8)),
+        ([[5] * 224] * 3, (4, 224)),
+        ([[5] * 160] * 27, (32, 160)),
+        ([[]], (8, 8)),
     ):
         plain, even = pad_batch(rows, 0), pad_batch(rows, 0, even=True)
-        assert tuple(even["input_ids"].shape) == shape and (shape[0] * shape[1]) % 256 == 0
+        assert tuple(even["input_ids"].shape) == shape and (shape[0] * shape[1]) % (64 if len(rows) < 27 else 256) == 0
         longest = plain["input_ids"].shape[1]
         for name, values in plain.items():
             assert torch.equal(even[name][: len(rows), :longest], values)
@@ -245,6 +247,13 @@ def test_even_chunks_stay_within_their_tokens() -> None:
     rows = [[1] * length for length in range(90, 129)]
     chunks, _ = in_chunks(rows, 16 * 128, even=True)
     assert [pad_batch(chunk, 0, even=True)["input_ids"].numel() for chunk in chunks] == [2048, 2048, 768]
+
+
+def test_small_chunks_of_even_batches_are_hardly_padding() -> None:
+    rows = [[1] * (17 + 3 * number % 48) for number in range(32)]
+    chunks, _ = in_chunks(rows, 4 * 64, even=True)
+    padded, plain = (sum(pad_batch(chunk, 0, even)["input_ids"].numel() for chunk in chunks) for even in (True, False))
+    assert padded < 1.4 * plain
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -188,6 +188,18 @@ def require_compiled(name: str, tokenizer: Any) -> None:
         )
 
 
+def require_known_class(name: str, model: Any) -> None:
+    """Raise ModelError for a model that is run by code of its makers, since a saved student is loaded by transformers alone."""
+    import transformers
+
+    kind = type(text_part(model))
+    if getattr(transformers, kind.__name__, None) is not kind:
+        raise ModelError(
+            f"distillation.student is teacher, but '{name}' is run by Python code of its makers ({kind.__name__}), which a student is not "
+            "saved with. Name an encoder, or set distillation.form to static."
+        )
+
+
 def _load_without_pooler(base: BaseModel) -> Any:
     import torch
 
@@ -264,6 +276,8 @@ def _of_the_tower(source: Source) -> StudentEncoder:
     tower = load_tower(source.teacher_folder, precision="float32")
     given = tower.contract
     require_compiled(given.base_model, tower.tokenizer)
+    if FORMS[source.config.form].has_layers:
+        require_known_class(given.base_model, tower.model)
     update = {
         "base_digest": given.adapter_digest or given.base_digest,  # of a teacher as it was published nothing was trained
         "adapter_digest": None,
@@ -331,7 +345,10 @@ def check_before_towers(config: DistillationConfig, towers: TowerConfig) -> None
         require_positions(student, config.max_query_length, "distillation.max_query_length")
     _check(config, width_of(towers), shape)
     if config.student == TEACHER and teacher is not None:
-        _try_cuts(model_without_memory(teacher), teacher.name, config, hollow=True)
+        hollow = model_without_memory(teacher)
+        if FORMS[config.form].has_layers:
+            require_known_class(teacher.name, hollow)
+        _try_cuts(hollow, teacher.name, config, hollow=True)
         require_compiled(teacher.name, tokenizer_of(teacher))
         _require_words(config, tokenizer_of(teacher), teacher.name, config.query_prompt or towers.query_prompt)
     else:

@@ -161,6 +161,14 @@ def published_prompts(base: BaseModel) -> dict[Role, str] | None:
     return {"query": prompts[0], "document": prompts[1]} if prompts else None
 
 
+def other_prompts(base: BaseModel) -> list[str]:
+    """Names of the prompts that a model has where none of them is that of queries or documents (E5-Mistral's web_search_query)."""
+    named = _json(Path(base.location) / SETTINGS).get("prompts")
+    if not isinstance(named, dict) or any(named.get(key) for key in _PROMPT_NAMES):
+        return []
+    return [str(key) for key, prompt in named.items() if prompt]
+
+
 def published_pooling(base: BaseModel) -> Pooling | None:
     """The pooling that a model was published with; None where it names none. Raises ModelError for one that is unknown here.
 
@@ -269,6 +277,8 @@ def load_head(base: BaseModel, head: tuple[Dense, ...]) -> Module | None:
                 tensors = load_file(path)
             else:
                 tensors = torch.load(path, map_location="cpu", weights_only=True)
+            if not all(value.is_floating_point() for value in tensors.values()):
+                raise ValueError("they are whole numbers, as quantized weights are")
             state = {name.removeprefix("linear."): value.float() for name, value in tensors.items()}
             layer = nn.Linear(dense.inputs, dense.outputs, bias="bias" in state)
             layer.load_state_dict(state)
@@ -334,6 +344,14 @@ def in_chat_template(base: BaseModel) -> bool:
     settings = next((_json(path) for file in TRANSFORMER_SETTINGS if (path := Path(base.location) / file).is_file()), {})
     ways = settings.get("modality_config")
     return isinstance(ways, dict) and "message" in ways
+
+
+def default_prompt(base: BaseModel) -> str:
+    """What sentence-transformers puts before every text, or the first of a pair, where nobody names a prompt; empty for nothing."""
+    whole = _json(Path(base.location) / SETTINGS)
+    prompts, name = whole.get("prompts"), whole.get("default_prompt_name")
+    found = prompts.get(name) if isinstance(prompts, dict) and isinstance(name, str) else None
+    return found if isinstance(found, str) else ""
 
 
 def _unfollowed(settings: dict[str, Any]) -> Iterator[str]:
