@@ -112,14 +112,25 @@ def prefect_plan(port: int, account: str = "") -> ServerPlan:
         "PREFECT_LOGGING_LEVEL": "INFO",  # our commands silence Prefect, but the log must say why a server ended
         # Prefect's second page asks a host of its makers' at every load, with its analytics switched off too; the first one does not.
         "PREFECT_SERVER_UI_V2_ENABLED": os.environ.get("PREFECT_SERVER_UI_V2_ENABLED", "false"),
-        # In memory the holders of limited slots end with the server: a slot whose run was killed with it was taken for ever.
-        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": os.environ.get("PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE")
-        or "prefect.server.concurrency.lease_storage.filesystem",
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": _lease_storage(),
         **LOUD,
         # The server's own services are clients of its API.
         **({"PREFECT_SERVER_API_AUTH_STRING": account, "PREFECT_API_AUTH_STRING": account} if account else {}),
     }
     return ServerPlan("Prefect", port, command, "/api/health", environment)
+
+
+def _lease_storage() -> str:
+    """Where the server keeps who holds a limited slot: in files, unless a variable or a profile of Prefect says otherwise.
+
+    In memory the holders end with the server: a slot whose run was killed with it was taken for ever.
+    """
+    from prefect.settings import get_current_settings
+
+    known = get_current_settings().server.concurrency
+    by_profile = known.lease_storage if "lease_storage" in known.model_fields_set else ""
+    named = os.environ.get("PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE") or by_profile
+    return named or "prefect.server.concurrency.lease_storage.filesystem"
 
 
 # --- The MLflow and Prefect servers of a local installation, on loopback, over the same files that the commands use.

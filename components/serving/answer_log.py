@@ -41,6 +41,7 @@ MODES = ("off", "ids", "full")
 Mode = Literal["off", "ids", "full"]
 RETENTION_DAYS = 183
 SHORTEST_GAP = 90  # days without an answer that make a pruning doubt the clock
+LONGEST_PAUSE = 45  # days between two prunings of a schedule, which runs once a month at least; more may be a leap of the clock
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 BLOCK = 1 << 20  # bytes read at once from the end of the log
 _ID = re.compile(r"[0-9a-f]{16}(\.[0-9]{1,18})?")
@@ -168,14 +169,14 @@ def prune_answers(name: str, days: int = RETENTION_DAYS, gap: bool = False) -> P
 def _require_no_gap(name: str, found: Pruned, following: str, watched: tuple[int, datetime]) -> None:
     """Raise ConfigError where between the last answer that would go and the one `following`, or now, lie more than so many days.
 
-    `watched`: the days, and since when the clock was seen to go on. Where that began soon enough after the last answer, or as many days
-    ago, no leap of the clock makes it look older than it has to be.
+    `watched`: the days, and since when the clock was seen to go on. Where that began before the last answer, or more than so many days
+    ago, no leap of the clock makes it look older than it is. One that began since may have begun with a leap.
     """
     (most, since), now, last = watched, datetime.now(UTC), found.last or ""
     try:
         left = datetime.fromisoformat(last)
         days = ((datetime.fromisoformat(following) if following else now) - left).days
-        seen = (since - left).days <= most or (now - since).days > most
+        seen = since <= left or (now - since).days > most
     except (ValueError, TypeError):  # a time that this program does not write
         return
     if days > most and not seen:
@@ -183,13 +184,13 @@ def _require_no_gap(name: str, found: Pruned, following: str, watched: tuple[int
         raise ConfigError(
             f"{found.removed:,} answers of '{name}' would be removed, and {found.kept:,} stay. The newest that would go is of {last[:10]}, "
             f"{after}: {days:,} days without an answer, or a clock that jumped ahead. Nothing was removed. Where that clock was right, add "
-            f"--gap. A schedule needs none: it removes them once it has seen the clock go on for {most} days, or at once where it has "
-            "run since the last answer."
+            f"--gap. A schedule needs none: it removes them once it has seen the clock go on for more than {most} days, or since before "
+            "the last of them was given."
         )
 
 
 def _watched_since(name: str) -> datetime:
-    """Since when the prunings have seen this machine's clock go on without a leap of more than `SHORTEST_GAP` days; this one is noted.
+    """Since when the prunings have seen this machine's clock go on without a leap of more than `LONGEST_PAUSE` days; this one is noted.
 
     After a leap, ahead or back, that begins anew.
     """
@@ -198,7 +199,7 @@ def _watched_since(name: str) -> datetime:
     with suppress(ArtifactError, OSError, KeyError, TypeError, ValueError):  # none, or a torn one: then it begins now
         known = read_json(file)
         began, seen = datetime.fromisoformat(known["since"]), datetime.fromisoformat(known["seen"])
-        if began <= seen <= now + settings.CLOCK_SLACK and now - seen <= timedelta(days=SHORTEST_GAP):
+        if began <= seen <= now + settings.CLOCK_SLACK and now - seen <= timedelta(days=LONGEST_PAUSE):
             since = began
     with suppress(OSError):  # what is not noted makes the next pruning doubt, no more
         write_atomic(file, json.dumps({"since": since.isoformat(), "seen": now.isoformat()}).encode(), 0o600)

@@ -256,7 +256,7 @@ def not_rotating() -> Iterator[None]:
     """No rotation of this home goes on as long as the block runs: what was signed with the former key in its midst would not count."""
     folder = settings.keys_folder()
     try:
-        handle = (folder / ".rotating").open("a") if folder.is_dir() else None
+        handle = (folder / ".rotating").open("a+") if folder.is_dir() else None  # NFS locks for reading only what may be read
     except OSError:  # a folder that is only read; then whoever may write it rotates
         handle = None
     with handle or nullcontext():

@@ -292,7 +292,13 @@ def _fetched(uri: str, folder: Path) -> str:
             f"'{visible(uri)}' is no place of an artifact store ({error}). Whoever made this version has named it."
         ) from None
     except MlflowException:
-        if list_artifacts(artifact_uri=uri):  # which raises what a store does that is away
+        try:
+            listed = list_artifacts(artifact_uri=uri)  # which raises what a store does that is away
+        except MlflowException as error:
+            if error_code(error) not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            listed = None  # it answers that there is no such run, model or folder
+        if listed:
             raise
     raise ArtifactError(f"The artifact store holds nothing at {uri}. Restore it, or register the artifact again.") from None
 

@@ -131,14 +131,17 @@ def test_a_schedule_removes_answers_after_a_silence_that_it_has_seen(monkeypatch
     clock = Clock(monkeypatch)
     log_answers(SERVED, ["a", "b"], [HITS, HITS])
     assert sum(clock.prune_for(182)) == 0
-    assert clock.prune_for(14) == [2, 0]
+    assert clock.prune_for(14) == [2]
+    log_answers(SERVED, ["c"], [HITS])
+    assert sum(clock.prune_for(182)) == 0
+    assert clock.prune_for(7) == [1], "it ran before that answer too"
 
 
 def test_a_schedule_that_begins_after_the_silence_waits_until_its_own_days_show_the_age(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     log_answers(SERVED, ["a"], [HITS])
     clock.at += timedelta(days=300)
-    with pytest.raises(ConfigError, match="A schedule needs none: it removes them once it has seen the clock go on for 183 days"):
+    with pytest.raises(ConfigError, match="A schedule needs none: it removes them once it has seen the clock go on for more than 183 days"):
         answers.prune_answers("retriever")
     assert sum(clock.prune_for(180)) == 0 and sum(clock.prune_for(14)) == 1
 
@@ -155,3 +158,16 @@ def test_a_clock_that_jumped_ahead_removes_nothing_that_has_to_be_kept(put_right
         clock.at -= timedelta(days=400)
     assert sum(clock.prune_for(120)) == 0, "the answer is 176 days old"
     assert sum(clock.prune_for(90)) == (1 if put_right else 2)
+
+
+@pytest.mark.parametrize(("silence", "leap", "after"), [(0, 170, 21), (10, 110, 84), (110, 60, 28)])
+def test_a_leap_that_is_shorter_than_the_retention_removes_nothing_that_has_to_be_kept(
+    silence: int, leap: int, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer of four days went: the schedule had begun with the leap, and took the days before for seen."""
+    clock = Clock(monkeypatch)
+    log_answers(SERVED, ["a"], [HITS])
+    clock.prune_for(silence, 5)
+    clock.at += timedelta(days=leap)
+    assert sum(clock.prune_for(after)) == 0
+    assert silence + after < answers.RETENTION_DAYS < silence + leap + after

@@ -23,6 +23,7 @@ from components.signing.keys import (
     exposure,
     load_signing_key,
     make_key,
+    not_rotating,
     public_file,
     rotating,
     rotation_key,
@@ -111,6 +112,14 @@ def test_a_rotation_that_two_finish_leaves_its_key_where_it_signs(keys: Path) ->
     signing = load_signing_key()
     assert signing is not None and signing.key_id == following.key_id != former.key_id
     assert list(trusted_keys()) == [following.key_id]
+
+
+def test_a_lock_for_reading_is_taken_of_a_file_that_may_be_read(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS refuses it of one that is open for writing alone, and nothing could be promoted on such a home."""
+    make_key(keys / "signing.pem")
+    monkeypatch.setattr("components.settings.locked", lambda handle, **_: handle.readable() or pytest.fail("NFS refuses it"))
+    with not_rotating():
+        assert (keys / ".rotating").is_file()
 
 
 @pytest.mark.parametrize("number", [None, errno.EPERM, errno.ENOTSUP])

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos import databricks_pb2
 
 from components.artifacts import readable_json
 from components.errors import ArtifactError
@@ -95,3 +97,21 @@ def test_a_cloud_that_does_not_answer_leaves_the_copy_of_this_machine(
     monkeypatch.setattr("mlflow.artifacts.list_artifacts", lambda artifact_uri: [][1])
     with pytest.raises(IndexError):
         packaging._is_current("s3://models/1", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("code", "raised"),
+    [("RESOURCE_DOES_NOT_EXIST", ArtifactError), ("INVALID_PARAMETER_VALUE", ArtifactError), ("INTERNAL_ERROR", MlflowException)],
+)
+def test_a_place_that_the_server_knows_nothing_of_is_a_finding_and_one_that_it_fails_at_is_none(
+    code: str, raised: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A version that names the run of another store was told as a tracking server in trouble, and no rollback went past it."""
+
+    def answered(**_: object) -> Any:
+        raise MlflowException("no such run", error_code=getattr(databricks_pb2, code))
+
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", answered)
+    monkeypatch.setattr("mlflow.artifacts.list_artifacts", answered)
+    with pytest.raises(raised):
+        packaging._fetched("runs:/1/model", tmp_path)

@@ -133,3 +133,11 @@ def test_who_holds_a_limited_slot_outlives_the_server_that_people_start(monkeypa
     assert prefect_plan(4200).environment[name] == "prefect.server.concurrency.lease_storage.filesystem"
     monkeypatch.setenv(name, "a.team.has.its.own")
     assert prefect_plan(4200).environment[name] == "a.team.has.its.own"
+
+
+def test_leases_lie_where_a_profile_of_prefect_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.settings import PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE, temporary_settings
+
+    monkeypatch.delenv("PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE", raising=False)
+    with temporary_settings({PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE: "a.team.has.its.own"}):
+        assert prefect_plan(4200).environment["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"] == "a.team.has.its.own"
