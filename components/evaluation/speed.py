@@ -180,8 +180,10 @@ def measure_speeds(systems: Mapping[str, Timed], queries: Sequence[str], config:
 
     Latency is the time of one call with one query; throughput that of calls with `config.throughput_batch` queries. Timing ends with
     the round after which every figure is known to within `config.speed_precision`, or after a minute to within whatever it is; after five
-    rounds in any case.
+    rounds in any case. Of no systems there are no speeds.
     """
+    if not systems:
+        return {}
     texts = _sample(queries, max(config.latency_queries, config.throughput_batch), config.seed)
     shares = np.array_split(np.arange(config.latency_queries), _ROUNDS)
     watches = {name: _warmed_up(system, texts, config.throughput_batch) for name, system in systems.items()}

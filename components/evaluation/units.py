@@ -521,7 +521,7 @@ def _ratios(over: NDArray[np.float64], under: NDArray[np.float64]) -> NDArray[np
 
 def _not_below_zero(ratio: Interval, *values: NDArray[np.float64]) -> Interval:
     """A ratio of values that are none of them below 0 is not either, however few units it is known from."""
-    return replace(ratio, low=max(0.0, ratio.low)) if ratio.known and min(found.min() for found in values) >= 0 else ratio
+    return replace(ratio, low=max(0.0, ratio.low)) if math.isfinite(ratio.low) and min(found.min() for found in values) >= 0 else ratio
 
 
 def _freedom(rows: Sequence[NDArray[np.float64]], slopes: Sequence[float], numbers: Numbers | None, count: int) -> float:

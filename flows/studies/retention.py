@@ -74,6 +74,8 @@ def _cut(count: int, layers: int) -> dict[str, Any]:
 
 
 SPEED = "speed"
+SIZES = ("M parameters", "without embeddings")  # columns
+TIMES = ("queries/s", "p50 ms", "tokens/s", "MFLOP a query")
 
 
 def cells(context: Context) -> list[Cell]:
@@ -133,9 +135,9 @@ def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
 
 
 def _speed_columns(speed: Mapping[str, Any] | None, teacher: Mapping[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Columns of the size and of the times of a system; empty for one that was not timed."""
+    """Columns of the size and of the times of a system; they stand there without a value for one that was not timed."""
     if speed is None:
-        return {}, {}
+        return dict.fromkeys(SIZES), dict.fromkeys(TIMES)
     flops = speed["flops_per_query"]
     size = {"M parameters": speed["parameters"] / 1e6, "without embeddings": speed["parameters_without_embeddings"] / 1e6}
     timed = {"queries/s": speed["qps"], **({"speed-up": speed["qps"] / teacher["qps"]} if teacher else {}), "p50 ms": speed["p50_ms"]}

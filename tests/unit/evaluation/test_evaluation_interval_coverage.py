@@ -78,6 +78,8 @@ def test_a_share_kept_is_not_below_zero_however_few_units_it_is_known_from() -> 
     few, units = np.array([0.0, 0.0, 0.0, 1.0, 0.0, 0.0]), np.arange(6) // 2
     assert ratio_interval(few, few + 0.5, units=units).low == 0.0
     assert seeded_interval([few, few], [few + 0.5], "ratio", units=units).low == 0.0
+    endless = ratio_interval([0.1, 0.5, 0.5, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0, 0.0])
+    assert (endless.low, endless.high) == (0.0, np.inf), "a draw without any of the second leaves the upper end open, not the lower"
 
 
 def test_the_chance_of_chance_is_what_it_says() -> None:

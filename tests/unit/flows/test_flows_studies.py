@@ -14,6 +14,7 @@ import pytest
 
 from components.artifacts import Artifact, seal
 from components.errors import CollapseError, ConfigError
+from components.evaluation.speed import measure_speeds
 from components.studies.scores import Scores
 from flows.config import load_settings
 from flows.runner import Step, _made, make_step
@@ -324,12 +325,21 @@ def test_a_teacher_that_was_not_timed_has_no_cost_and_says_so() -> None:
     rows = [{"system": name, **cost_benefit._cost_columns(60.0, speed, config)} for name, speed in (("teacher", None), ("student", served))]
     assert cost_benefit._break_even(pd.DataFrame(rows), config) == [], "it was told that the student is not cheaper"
     sized = {**served, "parameters": 10**6, "parameters_without_embeddings": 10**5}
-    assert retention._speed_columns(None, None) == ({}, {})
+    assert [set(found.values()) for found in retention._speed_columns(None, None)] == [{None}, {None}]
     assert "speed-up" not in retention._speed_columns(sized, None)[1] and retention._speed_columns(sized, sized)[1]["speed-up"] == 1.0
     costs = {"seconds": {"teacher": {"training": 5.0, "encoding": 2.0}}, "systems": {}}
     assert baselines._cost_columns("teacher", costs) == {"training s": 5.0, "documents s": 2.0}
     assert framework.about_untimed(["bm25", "teacher"], ["bm25"])[0].startswith("Not timed, and so without a cost: teacher (stored vectors")
     assert framework.about_untimed(["bm25"], ["bm25"]) == []
+
+
+def test_a_retention_whose_teacher_was_not_timed_and_whose_students_collapsed_still_has_its_table_and_plot(tmp_path: Path) -> None:
+    """Nothing was left to be timed: the cell of speeds ended in a traceback, and the plot asked for a column that was not there."""
+    assert measure_speeds({}, ["a query"], smoke().evaluation) == {}
+    size, timed = retention._speed_columns(None, None)
+    frame = pd.DataFrame([{"system": "teacher", "seeds": 1, **size, "R@50": 0.5, "nDCG@10": 0.4, **timed}])
+    retention.plot(frame, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").is_file() and list(frame.columns)[2] == "M parameters"
 
 
 def test_baselines_keep_their_costs_where_the_first_seed_collapses(tmp_path: Path) -> None:
