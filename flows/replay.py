@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from components import settings
-from components.artifacts import Artifact, DatasetArtifact, open_artifact, read_json, verify
+from components.artifacts import Artifact, DatasetArtifact, open_artifact, read_json, seal, verify
 from components.errors import ArtifactError, DataError, PromotionError
 from components.evaluation.report import REPORT_FILE
 from components.evaluation.systems import EvaluationInputs
@@ -300,12 +300,17 @@ def _dataset(config: RetrainConfig, base: PinnedRelease, folder: Path, given: st
         return found
     folder.mkdir()
     made = snapshot(config.data, folder)
-    if made.digest != wanted:
+    if made.digest == wanted:
+        return made
+    # The same tables are the same data, whatever the folder is called that they are read from now, and in whatever form they lie there.
+    named = {"name": base.manifest.dataset.name, "source_digest": base.manifest.dataset.source_digest}
+    again = seal(folder, made.kind, counts=made.counts, attributes={**made.attributes, **named})
+    if again.digest != wanted:
         raise DataError(
             f"The data of {base.title} had the digest {wanted[:12]}; {config.data.source} gives {made.digest[:12]} now: it was changed "
             "since. Give the folder with the data as it was: --data DIR."
         )
-    return made
+    return typed(again, DatasetArtifact)
 
 
 def _kept(digest: str) -> Iterator[Artifact]:

@@ -31,7 +31,8 @@ TABLES = "tables"  # folder of the checked tables, beside the project's own fold
 _SOURCE = "tables"
 _LONGEST = 80  # letters of a name in a path
 _FOREIGN = re.compile(r"[^\w -]")
-_PLAIN = re.compile(rf"[\w .-]{{1,{_LONGEST}}}")
+# Names that files can have and regular expressions take for themselves; the dot among them means any letter.
+_PLAIN = re.compile(r"[^/\\^$*+?{}\[\]()|\x00-\x1f]{1,120}")
 _SHOWN = 5  # unexpected values that a result names
 
 

@@ -78,7 +78,9 @@ def require_text_model(whole: Any, name: str, finished: bool = False) -> Any:
         raise ModelError(f"'{name}' ({whole.model_type}) has an encoder and a decoder. Name a model that is one of the two alone.")
     if hasattr(whole, "logit_scale_init_value"):  # CLIP and its kin
         raise ModelError(f"'{name}' ({whole.model_type}) is two models, of texts and of other things. Name an encoder of texts alone.")
-    if (quantized := getattr(whole, "quantization_config", None)) and not finished:
+    # transformers takes what a model of texts and images says of its text part alone, too.
+    quantized = getattr(whole, "quantization_config", None) or getattr(whole.get_text_config(), "quantization_config", None)
+    if quantized and not finished:
         how = quantized.get("quant_method") if isinstance(quantized, dict) else getattr(quantized, "quant_method", None)
         raise ModelError(
             f"The weights of '{name}' are quantized ({getattr(how, 'value', how) or 'somehow'}), so its vectors would hang on a machine's "
@@ -100,7 +102,8 @@ def require_plain_weights(unused: Iterable[str], name: str, folder: str) -> None
     Weights that were left `unused` show it, and whole numbers in the place of weights, which transformers takes for the weights themselves.
     """
     # As it stands there: that of a loaded model no longer says so once its weights were made plain again.
-    if read_json(Path(folder) / "config.json").get("quantization_config") is not None:
+    said = read_json(Path(folder) / "config.json")
+    if any(isinstance(part, dict) and part.get("quantization_config") is not None for part in (said, said.get("text_config"))):
         return
     signs = [f"they come with {scale}" for scale in sorted(filter(_OF_QUANTIZED.search, unused))]
     signs = signs or [f"{weight} holds whole numbers" for weight in hub.whole_numbers(Path(folder))]

@@ -158,7 +158,7 @@ def test_after_a_rotation_the_new_key_signs_and_its_certificate_is_another(expor
     rotate()
     key = load_signing_key()
     assert key is not None
-    with pytest.raises(ArtifactError, match="is not the certificate of the key"):
+    with pytest.raises(ConfigError, match="is not the certificate of the key"):
         write_certificate(exported[1], key)
     export_signed(NAME, "release/1", tmp_path / "second")
     write_certificate(tmp_path / "new.pem", key)

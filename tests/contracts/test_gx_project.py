@@ -58,13 +58,13 @@ def test_contracts_may_have_names_that_no_file_and_no_regular_expression_can_hav
     """Great Expectations looks its files up by regular expressions: these ended in an unexpected failure, or for want of a folder."""
     data, contracts = write_collection(tmp_path / "clinic"), tmp_path / "contracts"
     contracts.mkdir()
-    for file, name in (("documents", "shop/documents"), ("queries", "Queries (v. 2): all+"), ("judgements", "judgements")):
+    for file, name in (("documents", "shop/documents"), ("queries", "Queries (v. 2): all+"), ("judgements", "R&D: asked, judged")):
         text = (settings.shipped("data_contracts") / f"{file}.yaml").read_text(encoding="utf-8")
         (contracts / f"{file}.yaml").write_text(text.replace(f"name: {file}\n", f'name: "{name}"\n', 1), encoding="utf-8")
     words = ("validate", "--preset", "smoke", "--data", data, "--set", f"data.contracts={contracts}", "--gx-project", tmp_path / "project")
     assert done(*words)["gx_project"] == done(*words)["gx_project"]
     names = sorted(path.stem for path in (tmp_path / "project" / "tables").iterdir())
-    assert names[-1].startswith("shop_documents-") and "judgements-judgements" in names and len(names) >= 3
+    assert names[-1].startswith("shop_documents-") and "R&D: asked, judged-judgements" in names and len(names) >= 3
 
 
 def test_actions_that_a_team_gave_the_checkpoint_stay(home: Path, tmp_path: Path) -> None:

@@ -123,6 +123,8 @@ def test_a_sentence_transformer_compares_by_cosine_with_its_own_prompts(models: 
 
 
 def test_a_judge_that_has_no_place_for_a_word_or_wants_a_prompt_is_refused(models: dict[str, str], tmp_path: Path) -> None:
+    from sentence_transformers import CrossEncoder
+
     long = Path(shutil.copytree(models["vectors"], tmp_path / "long"))
     prompted = Path(shutil.copytree(models["cross"], tmp_path / "prompted"))
     framed = Path(shutil.copytree(models["cross"], tmp_path / "framed"))
@@ -132,10 +134,14 @@ def test_a_judge_that_has_no_place_for_a_word_or_wants_a_prompt_is_refused(model
     with pytest.raises(ModelError, match=r"The judge's prompt for a query takes \d+ tokens .*towers.judge.max_length leaves 12"):
         judge_of(str(long), max_length=12)
     assert judge_of(str(long), max_length=40)
-    (prompted / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {"rank": "rank: "}, "default_prompt_name": "rank"}))
+    CrossEncoder(models["cross"], device="cpu", prompts={"rank": "rank: "}, default_prompt_name="rank").save_pretrained(str(prompted))
     with pytest.raises(ModelError, match="puts the prompt 'rank: ' before each pair"):
         judge_of(str(prompted))
-    (prompted / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {"rank": "rank: "}, "default_prompt_name": None}))
+    # Of an encoder that the judge was made from: its prompt is put before no pair.
+    settings = json.loads((prompted / "config_sentence_transformers.json").read_text())
+    (prompted / "config_sentence_transformers.json").write_text(json.dumps(settings | {"model_type": "SentenceTransformer"}))
+    assert judge_of(str(prompted)) and not CrossEncoder(str(prompted), device="cpu").default_prompt_name
+    (prompted / "config_sentence_transformers.json").write_text(json.dumps(settings | {"default_prompt_name": None}))
     assert judge_of(str(prompted))
     tokenizer = json.loads((framed / "tokenizer.json").read_text())
     first, frame = {"SpecialToken": {"id": "[CLS]", "type_id": 0}}, tokenizer["post_processor"]

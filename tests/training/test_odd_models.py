@@ -28,7 +28,7 @@ from components.towers.hub import has_tokenizer
 from components.towers.tokens import needs_end_token, require_words, token_ids
 from components.towers.train import train_towers
 from components.towers.trained.published import read_published, with_own_settings
-from components.towers.transformer import position_limit
+from components.towers.transformer import position_limit, require_plain_weights
 from components.towers.two_towers import TwoTowers, load_decoder, published_contracts
 from tests.encoders import contract_of
 from tests.families import ENCODER, SMALL, STUDENTS, TEACHERS, Family, bert, qwen, roberta
@@ -149,6 +149,16 @@ def test_quantized_weights_are_refused_by_their_method(how: dict[str, Any], tmp_
     for use in (lambda: student_of(name), lambda: towers_on(name)):
         with pytest.raises(ModelError, match=f"are quantized .{how.get('quant_method', 'somehow')}.*the model that it was made from"):
             use()
+
+
+def test_quantized_weights_are_refused_where_the_text_part_alone_is_said_to_have_them(tmp_path: Path, home: Path) -> None:
+    name = of_texts_and_images(tmp_path / "model")
+    said = json.loads((tmp_path / "model/config.json").read_text(encoding="utf-8"))["text_config"]
+    edited(name, text_config={**said, "quantization_config": {"quant_method": "compressed-tensors"}})
+    for use in (lambda: student_of(name), lambda: towers_on(name)):
+        with pytest.raises(ModelError, match=r"are quantized .compressed-tensors.*the model that it was made from"):
+            use()
+    require_plain_weights(["layers.0.up_proj.weight_scale"], name, name)  # of a tower from before: its own configuration says it
 
 
 @pytest.mark.parametrize(

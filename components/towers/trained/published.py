@@ -347,8 +347,14 @@ def in_chat_template(base: BaseModel) -> bool:
 
 
 def default_prompt(base: BaseModel) -> str:
-    """What sentence-transformers puts before every text, or the first of a pair, where nobody names a prompt; empty for nothing."""
-    whole = _json(Path(base.location) / SETTINGS)
+    """What sentence-transformers puts before the first text of a pair for a cross-encoder, unless told otherwise; empty for nothing.
+
+    It reads prompts of cross-encoders that were saved as such alone; what else lies in a folder may be left from the encoder before.
+    """
+    folder = Path(base.location)
+    whole = _json(folder / SETTINGS) if (folder / MODULES).is_file() else {}
+    if whole.get("model_type") != "CrossEncoder":
+        return ""
     prompts, name = whole.get("prompts"), whole.get("default_prompt_name")
     found = prompts.get(name) if isinstance(prompts, dict) and isinstance(name, str) else None
     return found if isinstance(found, str) else ""

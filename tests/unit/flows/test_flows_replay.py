@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +11,10 @@ import pandas as pd
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from components.artifacts import DatasetArtifact, read_json, seal, write_json
+from components.artifacts import DatasetArtifact, read_json, seal, verify, write_json
+from components.data.config import DataConfig
+from components.data.snapshot import snapshot
+from components.data.sources import source_digest
 from components.errors import ArtifactError, DataError
 from components.evaluation.report import write_report
 from components.release.manifest import LineageNode
@@ -182,12 +185,40 @@ def test_data_that_is_given_is_read_although_the_tables_of_the_record_are_there(
     """Other data was passed over, and the release called equal."""
     (tmp_path / "kept").mkdir()
     kept = seal(tmp_path / "kept", "dataset")
-    recorded = SimpleNamespace(digest=kept.digest, source_digest="as it was")
+    recorded = SimpleNamespace(digest=kept.digest, name="clinic", source_digest="as it was")
     base: Any = SimpleNamespace(title="release/1", manifest=SimpleNamespace(dataset=recorded))
     config: Any = SimpleNamespace(data=SimpleNamespace(source="DIR"))
     monkeypatch.setattr(replaying, "_kept", lambda _: iter([DatasetArtifact(**kept.model_dump())]))
-    monkeypatch.setattr("components.data.snapshot.snapshot", lambda *_: SimpleNamespace(digest="f" * 64))
+    monkeypatch.setattr("components.data.snapshot.snapshot", lambda _, folder: seal(folder, "dataset", counts={"documents": 1}))
     for given in (None, "as it was"):
         assert replaying._dataset(config, base, tmp_path / "read", given).digest == kept.digest
-    with pytest.raises(DataError, match="DIR gives ffffffffffff now: it was changed since"):
+    with pytest.raises(DataError, match=r"DIR gives \w{12} now: it was changed since"):
         replaying._dataset(config, base, tmp_path / "read", "as it is now")
+
+
+def test_the_same_tables_are_the_data_of_a_release_whatever_their_folder_and_form_are(tmp_path: Path, home: Path) -> None:
+    """The folder's name and its files' form are a part of the digest, and a copy of the data elsewhere was called changed."""
+    documents = [{"_id": f"d{n}", "title": f"t{n}", "text": f"words of document {n}"} for n in range(4)]
+    queries = [{"_id": f"q{n}", "text": f"a question about {n}"} for n in range(4)]
+    judged = "query-id\tcorpus-id\tscore\n" + "".join(f"q{n}\td{n}\t1\n" for n in range(4))
+
+    def written(name: str, comma: bool, texts: Sequence[Mapping[str, str]] = queries) -> DataConfig:
+        (tmp_path / name / "qrels").mkdir(parents=True)
+        for table, rows in (("corpus", documents), ("queries", texts)):
+            frame, path = pd.DataFrame(rows), tmp_path / name / table
+            frame.to_csv(f"{path}.csv", index=False) if comma else frame.to_json(f"{path}.jsonl", orient="records", lines=True)
+        for split in ("train", "dev", "test"):
+            (tmp_path / name / "qrels" / f"{split}.tsv").write_text(judged, encoding="utf-8")
+        return DataConfig(source=str(tmp_path / name))
+
+    (tmp_path / "made").mkdir()
+    made = snapshot(written("hospital", comma=False), tmp_path / "made")
+    recorded = SimpleNamespace(digest=made.digest, name="hospital", source_digest=made.attributes["source_digest"])
+    base: Any = SimpleNamespace(title="release/1", manifest=SimpleNamespace(dataset=recorded))
+    for name, comma in (("copy", False), ("table", True)):
+        config: Any = SimpleNamespace(data=written(name, comma))
+        found = replaying._dataset(config, base, tmp_path / f"read-{name}", source_digest(config.data))
+        assert found.digest == verify(tmp_path / f"read-{name}").digest == made.digest
+    config = SimpleNamespace(data=written("other", comma=True, texts=[{**queries[0], "text": "another"}, *queries[1:]]))
+    with pytest.raises(DataError, match="it was changed since"):
+        replaying._dataset(config, base, tmp_path / "read-other", source_digest(config.data))
