@@ -9,7 +9,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # Unicode's Default_Ignorable_Code_Point (soft hyphen, zero-width letters and joiners, Hangul fillers, variation selectors, marks of
@@ -22,6 +22,12 @@ MOST_DIGITS = 18  # what a database takes as a whole number
 _BLANK = rf"\s\x00-\x1f\x7f-\x9f{INVISIBLE}"
 VISIBLE = f"[^{_BLANK}]"  # a pattern for any letter that is seen
 _NUMBER = re.compile(rf"0|[1-9][0-9]{{0,{MOST_DIGITS - 1}}}")
+# Scripts that put no space between words: Thai, Lao, Burmese, Khmer, kana and Han. Korean does.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+)
+_WORD = re.compile(rf"[{_UNSPACED}]{{1,2}}|[^\s{_UNSPACED}]+")
 _VISIBLE, _EDGES = re.compile(VISIBLE), re.compile(rf"\A[{_BLANK}]+|[{_BLANK}]+\Z")
 
 
@@ -33,6 +39,28 @@ def is_blank(text: str) -> bool:
 def written(text: str | None) -> str:
     """`text` without what is not seen at both ends; empty where nothing is seen."""
     return _EDGES.sub("", text or "")
+
+
+def words_in(text: str) -> list[tuple[str, bool]]:
+    """The words of a text with their punctuation, each with whether white space stands before it; see `joined`.
+
+    Where a script writes no spaces, two letters stand for a word, which is about its length in Chinese; a mark stays with its letter.
+    """
+    words: list[tuple[str, bool]] = []
+    end = 0
+    for found in _WORD.finditer(text):
+        word, spaced = found[0], found.start() > end
+        end = found.end()
+        if words and not spaced and unicodedata.category(word[0])[0] == "M":
+            words[-1] = (words[-1][0] + word, words[-1][1])
+        else:
+            words.append((word, spaced))
+    return words
+
+
+def joined(words: Sequence[tuple[str, bool]]) -> str:
+    """The text of words of `words_in`: one blank where white space was, none before the first."""
+    return "".join(f" {word}" if spaced and place else word for place, (word, spaced) in enumerate(words))
 
 
 # Letters of other alphabets that look like a Latin one in most fonts, small as `casefold` makes them (Unicode TR 39, the common ones).

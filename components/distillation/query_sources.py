@@ -27,7 +27,7 @@ from components.data.dataset import TRANSLATED, load_dataset, normalise_text
 from components.distillation.config import DistillationConfig
 from components.distillation.teacher_targets import write_teacher_targets
 from components.errors import DataError
-from components.text import is_blank
+from components.text import is_blank, joined, words_in
 from components.towers.encoder import open_tower
 from components.towers.trained.stored import TextVectors
 
@@ -77,9 +77,9 @@ def typos(text: str, rate: float, rng: random.Random) -> str:
 
 def dropped_words(text: str, rate: float, rng: random.Random) -> str:
     """The chosen words are left out; one word always stays."""
-    words = text.split()
+    words = words_in(text)
     kept = [word for word in words if rng.random() >= rate]
-    return " ".join(kept or ([rng.choice(words)] if words else []))
+    return joined(kept or ([rng.choice(words)] if words else []))
 
 
 def upper_case(text: str, rate: float, rng: random.Random) -> str:
@@ -130,7 +130,11 @@ def _beside(letter: str, rng: random.Random) -> str:
 
 SENTENCE_WORDS = (3, 40)  # shorter ones are headings and numbers, longer ones are no queries
 SPAN_WORDS = (3, 12)  # of what is cut from anywhere in a document, as long as queries are
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\s*\n\s*")
+# Latin, Arabic, Urdu and Indic marks end a sentence before white space; those of Chinese and Japanese with none, but for closing brackets.
+_SENTENCE_END = re.compile(
+    "(?<=[.!?\u061f\u06d4\u0964\u0965\u1362\u104b\u17d4])\\s+|(?<=[\u3002\uff01\uff1f\uff61])(?![\u3002\uff01\uff1f\u300d\u300f\uff09\u201d\u2019])\\s*"
+    "|(?<=[\u3002\uff01\uff1f][\u300d\u300f\uff09\u201d\u2019])\\s*|\\s*\\n\\s*"
+)
 
 
 def query_sources(dataset: Dataset, config: DistillationConfig, generated: Sequence[str] = ()) -> dict[str, list[str]]:
@@ -188,7 +192,8 @@ def held_out_wordings(dataset: Dataset) -> frozenset[str]:
 def document_sentences(texts: Sequence[str], count: int, seed: int) -> list[str]:
     """At most `count` different sentences of 3 to 40 words, from as many documents as possible, in the seed's order.
 
-    A sentence ends at a full stop, question or exclamation mark before white space, or at a line's end.
+    A sentence ends at a full stop, question or exclamation mark before white space, at one of Chinese or Japanese, or at a line's end.
+    Words are those of `words_in`: where none are written apart, two letters count as one.
     """
     rng = np.random.default_rng([seed, 1])
     each = -(-count // max(1, len(texts)))  # sentences of one document
@@ -210,11 +215,11 @@ def document_spans(texts: Sequence[str], count: int, seed: int) -> list[str]:
     each = -(-count // max(1, len(texts)))  # spans of one document
     chosen: dict[str, None] = {}
     for document in rng.permutation(len(texts)):
-        words = (texts[document] or "").split()
+        words = words_in(texts[document] or "")
         for _ in range(each if len(words) >= SPAN_WORDS[0] else 0):
             length = int(rng.integers(SPAN_WORDS[0], min(SPAN_WORDS[1], len(words)) + 1))
             start = int(rng.integers(0, len(words) - length + 1))
-            chosen.setdefault(" ".join(words[start : start + length]))
+            chosen.setdefault(joined(words[start : start + length]))
         if len(chosen) >= count:
             break
     return list(chosen)[:count]
@@ -222,7 +227,7 @@ def document_spans(texts: Sequence[str], count: int, seed: int) -> list[str]:
 
 def _sentences(text: str) -> Iterator[str]:
     for sentence in _SENTENCE_END.split(text):
-        if SENTENCE_WORDS[0] <= len(sentence.split()) <= SENTENCE_WORDS[1]:
+        if SENTENCE_WORDS[0] <= len(words_in(sentence)) <= SENTENCE_WORDS[1]:
             yield sentence.strip()
 
 

@@ -247,10 +247,19 @@ def _steps_of_companion(config: StudySettings) -> int:
 
 
 def _best_on_dev(context: Context, name: str, config: StudySettings, form: str, system: Callable[[Artifact], System]) -> System:
-    """Train with every learning rate and take the one that is best on dev, so that no baseline loses by a badly chosen rate."""
-    rates = context.config.study.small_learning_rates
-    systems = {rate: system(context.run(_training_step(context, name, config, form, rate))) for rate in rates}
-    return systems[rates[0] if len(rates) == 1 else max(rates, key=lambda rate: _dev_score(context, systems[rate]))]
+    """Train with every learning rate and take the one that is best on dev, so that no baseline loses by a badly chosen rate.
+
+    A rate whose encoder collapsed is not chosen; raises CollapseError where every one did.
+    """
+    systems, collapsed = dict[float, System](), list[CollapseError]()
+    for rate in context.config.study.small_learning_rates:
+        try:
+            systems[rate] = system(context.run(_training_step(context, name, config, form, rate)))
+        except CollapseError as error:
+            collapsed.append(error)
+    if not systems:
+        raise collapsed[0]
+    return next(iter(systems.values())) if len(systems) == 1 else max(systems.values(), key=partial(_dev_score, context))
 
 
 def _dev_score(context: Context, system: System) -> float:

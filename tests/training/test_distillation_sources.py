@@ -63,6 +63,18 @@ def test_sentences_are_cut_at_their_ends_and_sampled_with_the_seed() -> None:
     assert document_sentences(texts, 0, 1) == []
 
 
+def test_sentences_and_spans_are_cut_where_a_script_writes_no_spaces() -> None:
+    chinese = "人工智能是一门新的技术科学。你喜欢它吗？他说：「我马上就来了。」然后走了！短。"  # noqa: RUF001
+    sentences = {"人工智能是一门新的技术科学。", "你喜欢它吗？", "他说：「我马上就来了。」", "然后走了！"}  # noqa: RUF001
+    assert set(document_sentences([chinese], 10, 1)) == sentences
+    assert set(document_sentences(["यह एक वाक्य है। यह दूसरा वाक्य है।"], 10, 1)) == {"यह एक वाक्य है।", "यह दूसरा वाक्य है।"}
+    korean = ["가나 다라마 바사. 아자 차카 타파.", "가나다라마바사."]  # has spaces: the second is one word
+    assert set(document_sentences(korean, 10, 1)) == {"가나 다라마 바사.", "아자 차카 타파."}
+    mixed = "これは 日本語の文で、Python3を使います"
+    spans = document_spans([chinese, mixed], 12, 1)
+    assert len(spans) == 12 and all(3 <= len(span) <= 30 and (span in chinese or span in mixed) for span in spans)
+
+
 def test_every_source_is_there_in_its_number() -> None:
     sources = query_sources(data(), DistillationConfig(titles=3, sentences=6), ["a generated query"])
     assert {name: len(texts) for name, texts in sources.items()} == {

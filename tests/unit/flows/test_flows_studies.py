@@ -357,6 +357,25 @@ def test_baselines_keep_their_costs_where_the_first_seed_collapses(tmp_path: Pat
     assert (asked["systems"], asked["teacher"], asked["bm25"]["seed"]) == (["bm25", "teacher"], {"seed": 99}, first.towers.seed)
 
 
+def test_a_learning_rate_that_collapses_costs_a_baseline_nothing_but_that_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = context(small_learning_rates=[1e-4, 3e-4, 1e-3])
+    monkeypatch.setattr(baselines, "_training_step", lambda _context, _name, _config, _form, rate: rate)
+    monkeypatch.setattr(baselines, "_dev_score", lambda _context, system: -system)
+
+    def best(*collapse: float) -> Any:
+        def run(rate: float) -> float:
+            if rate in collapse:
+                raise CollapseError(f"collapsed at {rate}")
+            return rate
+
+        monkeypatch.setattr(found, "run", run)
+        return baselines._best_on_dev(found, "symmetric", found.config, "", lambda rate: rate)  # type: ignore[arg-type,return-value]
+
+    assert best() == 1e-4 and best(1e-4) == 3e-4 and best(1e-4, 1e-3) == 3e-4
+    with pytest.raises(CollapseError, match=r"at 0\.0001"):
+        best(1e-4, 3e-4, 1e-3)
+
+
 def test_baselines_come_whole_and_in_the_students_form_where_that_is_another() -> None:
     names = ["bm25", "untrained", "symmetric", "end-to-end", "teacher", "student-aligned", "student"]
     assert list(baselines.systems_of(context())) == names

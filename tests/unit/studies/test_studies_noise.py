@@ -44,6 +44,12 @@ def test_the_rate_is_the_share_of_the_words() -> None:
     assert kept == [word for word in words.split() if word in set(kept)]
 
 
+def test_words_are_dropped_where_a_script_writes_no_spaces() -> None:
+    text = "人工智能是一门新的技术科学" * 40
+    kept = dropped_words(text, 0.3, random.Random(5))
+    assert 0.6 < len(kept) / len(text) < 0.8 and " " not in kept
+
+
 def test_one_word_always_stays() -> None:
     assert dropped_words("only three words", 1.0, random.Random(1)) in {"only", "three", "words"}
     assert dropped_words("", 1.0, random.Random(1)) == ""
