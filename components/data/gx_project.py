@@ -43,6 +43,7 @@ def write_gx_project(dataset: Dataset, contracts: Sequence[Contract], folder: Pa
     this data has no expectation; the project's own report says so. Raises ConfigError for a folder that cannot be written or holds
     something else.
     """
+    folder = folder.absolute()  # Great Expectations keeps it as given, and would look for the tables beside whoever opens the project
     try:
         (folder / TABLES).mkdir(parents=True, exist_ok=True)
         context = _context(folder)

@@ -54,6 +54,18 @@ def test_a_project_is_brought_up_to_date(home: Path, tmp_path: Path) -> None:
     assert first == second and first["failed"]["error"] == 0 and first["suites"] >= 3
 
 
+def test_a_project_that_was_named_from_the_current_folder_opens_from_any_other(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import great_expectations as gx
+
+    data = write_collection(tmp_path / "clinic")
+    monkeypatch.chdir(tmp_path)
+    done("validate", "--preset", "smoke", "--data", data, "--gx-project", "project")
+    monkeypatch.chdir("/")
+    assert gx.get_context(project_root_dir=tmp_path / "project", mode="file").checkpoints.get("contracts").run().run_results
+
+
 def test_contracts_may_have_names_that_no_file_and_no_regular_expression_can_have(home: Path, tmp_path: Path) -> None:
     """Great Expectations looks its files up by regular expressions: these ended in an unexpected failure, or for want of a folder."""
     data, contracts = write_collection(tmp_path / "clinic"), tmp_path / "contracts"
