@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("scalingnote")
 LOG_BYTES, LOG_FILES = 5_000_000, 4  # of logs/runs.log in the home folder, before it is begun anew, and how many are kept
 LOCAL_MLFLOW = "http://127.0.0.1:5000"  # where `scalingnote ui` shows a local installation
+MLFLOW_PAGE = "SCALINGNOTE_MLFLOW_PAGE"  # of people's browsers, which may know the server by another address than a worker
 WATCH_SECONDS = 10.0  # between two looks at a step that works
 MAX_DATA = 60  # characters of a data folder's name in that of a run
 EVENTS = "scalingnote."
@@ -275,12 +276,12 @@ def show_link(key: str, link: str, text: str) -> None:
 
 
 def mlflow_address() -> str:
-    """Where a browser finds MLflow: the server, or the place where `scalingnote ui` starts one."""
+    """Where a browser finds MLflow: as `SCALINGNOTE_MLFLOW_PAGE` says, the server, or the place where `scalingnote ui` starts one."""
     from components.settings import without_user
     from components.tracking.store import is_server
 
     uri = settings.tracking_uri()
-    return without_user(uri).rstrip("/") if is_server(uri) else LOCAL_MLFLOW
+    return without_user(os.environ.get(MLFLOW_PAGE) or (uri if is_server(uri) else LOCAL_MLFLOW)).rstrip("/")
 
 
 def emit(event: str, name: str, message: str, **payload: Any) -> None:

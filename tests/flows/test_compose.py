@@ -123,6 +123,13 @@ def test_runs_in_containers_use_the_image_the_network_and_the_volume_of_the_file
     assert f"-t {docker['image']} " in (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
 
 
+def test_links_of_runs_lead_to_the_port_of_the_host() -> None:
+    services = compose(GIVEN)["services"]
+    published = services["mlflow"]["ports"][0].removesuffix(":5000")
+    for name in ("worker", "promote", "promotion-worker"):
+        assert services[name]["environment"]["SCALINGNOTE_MLFLOW_PAGE"] == f"http://{published}"
+
+
 def test_no_service_leaves_a_volume_without_a_name_or_a_process_without_a_parent() -> None:
     file, text = compose(GIVEN), (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
     assert not re.search(r"^VOLUME", text, re.MULTILINE)

@@ -34,6 +34,16 @@ from flows.webhook import Watch
 DEAD = "http://127.0.0.1:1/api"
 
 
+def test_links_lead_to_the_address_by_which_browsers_know_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In containers a worker knows the server by a name that no browser knows."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    assert flows.reporting.mlflow_address() == "http://mlflow:5000"
+    monkeypatch.setenv("SCALINGNOTE_MLFLOW_PAGE", "https://ada:secret@mlflow.example.org/")
+    assert flows.reporting.mlflow_address() == "https://mlflow.example.org"
+    monkeypatch.setenv("SCALINGNOTE_MLFLOW_PAGE", "")
+    assert flows.reporting.mlflow_address() == "http://mlflow:5000"
+
+
 def test_lines_go_to_the_terminal_once_and_to_the_file_with_their_level(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
