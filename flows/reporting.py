@@ -360,10 +360,10 @@ def shown_if_possible() -> Iterator[None]:
 
 
 # How Prefect runs each of our flows. It is never tried again as a whole, whatever a profile says: a step is, where its failure may pass.
+# Whether its result is kept, for `run_deployment(...).state.result()`, is the team's to say: `PREFECT_RESULTS_PERSIST_BY_DEFAULT`.
 AS_OURS: dict[str, Any] = {
     "flow_run_name": run_name,
     "on_crashed": [shown_as_cancelled],
-    "persist_result": False,
     "validate_parameters": True,
     "retries": 0,
 }
