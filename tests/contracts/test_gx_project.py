@@ -45,6 +45,9 @@ def test_the_project_opens_and_its_checkpoint_finds_again_what_the_report_says(h
     assert ("judgements", "doc_id.references") in failed and not found.success
     docs = project / "gx" / "uncommitted" / "data_docs" / "local_site"
     assert "nowhere" in "".join(path.read_text() for path in docs.glob("validations/**/*.html"))
+    for pages in ("expectations", "validations"):
+        shown = "".join(path.read_text() for path in docs.glob(f"{pages}/**/*.html"))
+        assert "No test query has the very text of a train query" in shown, f"the contract's own words, in {pages}"
     assert list((project / "gx" / "uncommitted" / "validations").rglob("*.json"))
 
 
