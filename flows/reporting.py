@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("scalingnote")
 LOG_BYTES, LOG_FILES = 5_000_000, 4  # of logs/runs.log in the home folder, before it is begun anew, and how many are kept
 LOCAL_MLFLOW = "http://127.0.0.1:5000"  # where `scalingnote ui` shows a local installation
+MLFLOW_PAGE = "SCALINGNOTE_MLFLOW_PAGE"  # of people's browsers, which may know the server by another address than a worker
 WATCH_SECONDS = 10.0  # between two looks at a step that works
 MAX_DATA = 60  # characters of a data folder's name in that of a run
 EVENTS = "scalingnote."
@@ -275,12 +276,12 @@ def show_link(key: str, link: str, text: str) -> None:
 
 
 def mlflow_address() -> str:
-    """Where a browser finds MLflow: the server, or the place where `scalingnote ui` starts one."""
+    """Where a browser finds MLflow: as `SCALINGNOTE_MLFLOW_PAGE` says, the server, or the place where `scalingnote ui` starts one."""
     from components.settings import without_user
     from components.tracking.store import is_server
 
     uri = settings.tracking_uri()
-    return without_user(uri).rstrip("/") if is_server(uri) else LOCAL_MLFLOW
+    return without_user(os.environ.get(MLFLOW_PAGE) or (uri if is_server(uri) else LOCAL_MLFLOW)).rstrip("/")
 
 
 def emit(event: str, name: str, message: str, **payload: Any) -> None:
@@ -359,10 +360,10 @@ def shown_if_possible() -> Iterator[None]:
 
 
 # How Prefect runs each of our flows. It is never tried again as a whole, whatever a profile says: a step is, where its failure may pass.
+# Whether its result is kept, for `run_deployment(...).state.result()`, is the team's to say: `PREFECT_RESULTS_PERSIST_BY_DEFAULT`.
 AS_OURS: dict[str, Any] = {
     "flow_run_name": run_name,
     "on_crashed": [shown_as_cancelled],
-    "persist_result": False,
     "validate_parameters": True,
     "retries": 0,
 }

@@ -8,7 +8,8 @@ The signature is MLflow's version 1: `v1,<base64 of HMAC-SHA256 over "{delivery 
 flow reads the registry and verifies all again, so whatever got past this could only make it look sooner.
 
 In MLflow make a webhook to this address with the events `model_version.created` and `model_version_tag.set` and the same secret; the
-server must have `MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY`, or it stops signing when it is restarted.
+server must have `MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY`, or it stops signing when it is restarted. An address of http, or of a private
+network, it takes only with `MLFLOW_WEBHOOK_ALLOWED_SCHEMES=http,https` and `MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS=true`.
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from components.artifacts import digest_of
 from components.data.contracts import Contract
 from components.data.dataset import Dataset
-from components.data.validation import cannot_check, compile_suite, forget_texts, with_helper_columns
+from components.data.validation import cannot_check, compile_suite, forget_texts, helper_column_name, with_helper_columns
+from components.data.validation_report import requirement
 from components.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def write_gx_project(dataset: Dataset, contracts: Sequence[Contract], folder: Pa
     this data has no expectation; the project's own report says so. Raises ConfigError for a folder that cannot be written or holds
     something else.
     """
+    folder = folder.absolute()  # Great Expectations keeps it as given, and would look for the tables beside whoever opens the project
     try:
         (folder / TABLES).mkdir(parents=True, exist_ok=True)
         context = _context(folder)
@@ -96,6 +98,12 @@ def _definition(context: FileDataContext, dataset: Dataset, contract: Contract, 
     name = f"{_in_paths(contract.name)}-{table}"
     frame.to_parquet(tables / f"{name}.parquet", index=False)
     suite = compile_suite(contract, table, without=unchecked)
+    by_name = {rule.name: rule for rule in rules}
+    for expectation in suite.expectations:
+        rule = by_name[expectation.meta["rule"]]
+        expectation.notes = [rule.description] if rule.description else None
+        if helper_column_name(rule) in frame:  # which its pages would say nothing of but that it has to be empty
+            expectation.description = requirement(rule).replace("$", "$$")  # a template to them
     suite.name = f"{_in_paths(contract.name)}-{_in_paths(contract.version)}-{table}".replace(".", "_")  # a dot would make a folder
     suite = context.suites.add_or_update(suite)
     source = context.data_sources.add_or_update_pandas_filesystem(f"{_SOURCE}-{name}", base_directory=tables)

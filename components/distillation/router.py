@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from components.artifacts import read_json
 from components.distillation.student.forms import POOLINGS
 from components.distillation.student.storage import MODULES, dense_modules, load_student, save_tokenizer
 from components.errors import ConfigError, ModelError
 from components.towers import hub
-from components.towers.base_models import is_on_hub
+from components.towers.base_models import is_on_hub, published_folder
 from components.towers.config import WITHOUT_WEIGHTS
 from components.towers.contract import PROBE_TEXTS, EncodingContract, Role, TextEncoder, load_contract
 from components.towers.encoder import TowerEncoder, load_tower
@@ -115,14 +116,28 @@ def _differences(package: Path, own: Mapping[Role, TextEncoder]) -> dict[str, fl
 
 
 def adapter_on_hub(tower: Path) -> bool:
-    """Whether a tower is an adapter that peft can load by itself: its base has a name and a commit on a model hub, and all its layers."""
+    """Whether a tower is an adapter that peft can load by itself: its base has a name and a commit on a model hub, and all its layers.
+
+    And its base looks both ways by itself, where the tower does: peft would put the adapter on a decoder that looks back alone.
+    """
     contract, _ = load_contract(tower)
     return (
         (tower / ADAPTER).is_dir()
         and "@" not in contract.base_model
         and hub.is_commit(contract.base_revision)
         and is_on_hub(contract.base_model)
+        and (contract.attention == "causal" or _looks_both_ways(contract))
     )
+
+
+def _looks_both_ways(contract: EncodingContract) -> bool:
+    """Whether the base of a tower is an encoder, or was published as a decoder that looks both ways."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    folder = published_folder(contract.base_model, contract.base_revision)
+    config = read_json(folder / "config.json") if folder is not None else {}
+    of_texts = config.get("text_config") or config
+    return of_texts.get("use_bidirectional_attention") in (True, "all") or config.get("model_type") in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def _write_adapter(tower: Path, target: Path) -> None:

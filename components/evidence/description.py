@@ -244,7 +244,7 @@ def model_card(release: PinnedRelease, part: Part, differences: Mapping[str, flo
     title = f"{release.manifest.name} {release.title}"
     kinds = " and ".join(_TITLES[pinned] for pinned in PARTS[part].values())
     sections = [
-        f"---\n{_front_matter(title, bases, summary, part)}\n---\n",
+        f"---\n{_front_matter(release, bases, summary, part)}\n---\n",
         f"# {title}: {kinds}",
         _usage(release, part, differences),
         _pairing(release, part),
@@ -269,22 +269,25 @@ def stated_licence(base: BaseModelPin) -> str | None:
     return licence if isinstance(licence, str) else None
 
 
-def _front_matter(title: str, bases: Mapping[str, BaseModelPin], summary: Summary, part: Part) -> str:
+def _front_matter(release: PinnedRelease, bases: Mapping[str, BaseModelPin], summary: Summary, part: Part) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     licences = {stated_licence(pin) for pin in bases.values()}
     known = next(iter(licences)) if len(licences) == 1 else None
     measured = summary.systems.get("student" if "query_encoder" in bases else "teacher")
+    data_set = one_line(release.manifest.dataset.name)
+    shown = f"{data_set}, {summary.split}, {summary.queries} queries"
     results = [
-        EvalResult("information-retrieval", summary.split, f"{summary.split}, {summary.queries} queries", metric_words(name), value)
+        EvalResult("information-retrieval", data_set, shown, metric_words(name), value, dataset_split=summary.split)
         for name, value in (measured.metrics if measured else {}).items()
     ]
     data = ModelCardData(
-        base_model=sorted({pin.name for pin in bases.values() if is_on_hub(pin.name)}) or None,
+        # Without the layers that were kept of it (`acme/mini@4`): a hub takes no card that names a model as none can be called there.
+        base_model=sorted({pin.name.partition("@")[0] for pin in bases.values() if is_on_hub(pin.name)}) or None,
         eval_results=results or None,
         library_name="sentence-transformers",
         license=known if known and known == known.casefold() and " " not in known else "other",
-        model_name=f"{title} ({part})",
+        model_name=f"{release.manifest.name} {release.title} ({part})",
         pipeline_tag="sentence-similarity",
         tags=["sentence-transformers", "feature-extraction", "dense-retrieval", "scalingnote"],
     )

@@ -386,6 +386,7 @@ def _save(artifact: Artifact, logged: LoggedModel, run_id: str, target: Path) ->
     if (artifact.path / _MODULES).is_file():
         shutil.copytree(artifact.path, target / SENTENCE_TRANSFORMER, copy_function=linked, ignore=shutil.ignore_patterns(".*"))
         model.add_flavor("sentence_transformers", sentence_transformers_version=version("sentence-transformers"))
+    model.model_size_bytes = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())  # MLflow knew nothing of the artifact
     model.save(str(target / "MLmodel"))
     return write_package(target)
 

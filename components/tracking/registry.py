@@ -142,7 +142,7 @@ def _schema(artifact: Artifact) -> str | None:
     """The columns of its Parquet tables in the form of MLflow's pages, each with its table's name; None where it has no tables."""
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types import ColSpec, Schema
 
     columns = []
     for path in sorted(artifact.path.glob("*.parquet"))[:_TABLES]:
@@ -150,17 +150,19 @@ def _schema(artifact: Artifact) -> str | None:
             fields = list(pq.read_schema(path))
         except (OSError, pa.ArrowException):  # the step that reads it says what is wrong with it
             continue
-        columns += [
-            ColSpec(_column_type(field.type, DataType), f"{path.stem}.{field.name}", required=not field.nullable) for field in fields
-        ]
+        columns += [ColSpec(_column_type(field.type), f"{path.stem}.{field.name}", required=not field.nullable) for field in fields]
     return json.dumps({"mlflow_colspec": Schema(columns).to_dict()}) if columns else None
 
 
-def _column_type(kind: Any, names: Any) -> Any:
+def _column_type(kind: Any) -> Any:
     import pyarrow as pa
+    from mlflow.types import DataType
+    from mlflow.types.schema import Array
 
-    found = ((pa.types.is_integer, names.long), (pa.types.is_floating, names.double), (pa.types.is_boolean, names.boolean))
-    return next((name for is_kind, name in found if is_kind(kind)), names.string)
+    if any(is_list(kind) for is_list in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)):
+        return Array(_column_type(kind.value_type))
+    found = ((pa.types.is_integer, DataType.long), (pa.types.is_floating, DataType.double), (pa.types.is_boolean, DataType.boolean))
+    return next((name for is_kind, name in found if is_kind(kind)), DataType.string)
 
 
 # --- The model registry: register artifacts with their lineage, find versions, resolve aliases, copy versions for approval.
@@ -435,7 +437,8 @@ def _model_id(model_name: str, version: int) -> str:
 def _description(model_name: str, artifact: Artifact, inputs: Mapping[str, RegisteredVersion]) -> str:
     """What a version's page says before anybody describes it: what it is, its artifact, and what it was made from."""
     kind = next((text for suffix, text in _DESCRIPTIONS.items() if model_name.endswith(suffix)), artifact.kind)
-    facts = [f"- {key.replace('_', ' ')}: {labels.text(value)}" for key, value in artifact.attributes.items()]
+    known = {key: value for key, value in artifact.attributes.items() if value is not None}
+    facts = [f"- {key.replace('_', ' ')}: {labels.text(value)}" for key, value in known.items()]
     facts += [f"- {name.replace('_', ' ')}: {count:,}" for name, count in artifact.counts.items()]
     made_from = ", ".join(f"{role.replace('_', ' ')} {used.name}/{used.version}" for role, used in inputs.items())
     last = [f"Made from {made_from}."] if made_from else []

@@ -62,7 +62,12 @@ def webhook(options: argparse.Namespace) -> None:
     watch = _watch(options)
     watch.emit = options.emit
     with receiving((options.host, options.port), deliveries, watch.wake.set) as port:
-        print(f"Receiving webhooks on http://{options.host}:{port}/.", file=sys.stderr, flush=True)
+        print(
+            f"Receiving webhooks on http://{options.host}:{port}/. MLflow takes such an address where its server was started with "
+            "MLFLOW_WEBHOOK_ALLOWED_SCHEMES=http,https and MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS=true.",
+            file=sys.stderr,
+            flush=True,
+        )
         _run(watch, options)
 
 

@@ -45,6 +45,9 @@ def test_the_project_opens_and_its_checkpoint_finds_again_what_the_report_says(h
     assert ("judgements", "doc_id.references") in failed and not found.success
     docs = project / "gx" / "uncommitted" / "data_docs" / "local_site"
     assert "nowhere" in "".join(path.read_text() for path in docs.glob("validations/**/*.html"))
+    for pages in ("expectations", "validations"):
+        shown = "".join(path.read_text() for path in docs.glob(f"{pages}/**/*.html"))
+        assert "No test query has the very text of a train query" in shown, f"the contract's own words, in {pages}"
     assert list((project / "gx" / "uncommitted" / "validations").rglob("*.json"))
 
 
@@ -52,6 +55,18 @@ def test_a_project_is_brought_up_to_date(home: Path, tmp_path: Path) -> None:
     data, project = write_collection(tmp_path / "clinic"), tmp_path / "project"
     first, second = (done("validate", "--preset", "smoke", "--data", data, "--gx-project", project)["gx_project"] for _ in range(2))
     assert first == second and first["failed"]["error"] == 0 and first["suites"] >= 3
+
+
+def test_a_project_that_was_named_from_the_current_folder_opens_from_any_other(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import great_expectations as gx
+
+    data = write_collection(tmp_path / "clinic")
+    monkeypatch.chdir(tmp_path)
+    done("validate", "--preset", "smoke", "--data", data, "--gx-project", "project")
+    monkeypatch.chdir("/")
+    assert gx.get_context(project_root_dir=tmp_path / "project", mode="file").checkpoints.get("contracts").run().run_results
 
 
 def test_contracts_may_have_names_that_no_file_and_no_regular_expression_can_have(home: Path, tmp_path: Path) -> None:

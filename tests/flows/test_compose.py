@@ -123,6 +123,22 @@ def test_runs_in_containers_use_the_image_the_network_and_the_volume_of_the_file
     assert f"-t {docker['image']} " in (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
 
 
+def test_models_of_a_hub_outlive_the_container_and_may_be_gated() -> None:
+    text = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
+    (home,), (cache,) = (re.findall(rf"\b{name}=(\S+)", text) for name in ("SCALINGNOTE_HOME", "HF_HOME"))
+    services = compose({**GIVEN, "HF_TOKEN": "hf_abc"})["services"]
+    for name in ("worker", "promote", "promotion-worker"):
+        assert any(volume.endswith(f":{home}") for volume in services[name]["volumes"]) and cache.startswith(f"{home}/")
+        assert services[name]["environment"]["HF_TOKEN"] == "hf_abc"
+
+
+def test_links_of_runs_lead_to_the_port_of_the_host() -> None:
+    services = compose(GIVEN)["services"]
+    published = services["mlflow"]["ports"][0].removesuffix(":5000")
+    for name in ("worker", "promote", "promotion-worker"):
+        assert services[name]["environment"]["SCALINGNOTE_MLFLOW_PAGE"] == f"http://{published}"
+
+
 def test_no_service_leaves_a_volume_without_a_name_or_a_process_without_a_parent() -> None:
     file, text = compose(GIVEN), (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
     assert not re.search(r"^VOLUME", text, re.MULTILINE)

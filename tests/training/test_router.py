@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from components.distillation.config import DistillationConfig
-from components.distillation.router import export_router, require_new
+from components.distillation.router import adapter_on_hub, export_router, require_new
 from components.distillation.student import new_student
 from components.distillation.student.storage import load_student, save_student
 from components.errors import ConfigError, ModelError
 from components.evidence.description import stated_licence
 from components.release.manifest import BaseModelPin
-from components.towers.base_models import resolve_base
+from components.towers.base_models import build_decoder, build_tiny_encoder, resolve_base
 from components.towers.config import TowerConfig
 from components.towers.contract import load_contract, save_contract
 from components.towers.encoder import load_tower
@@ -129,19 +129,46 @@ def test_the_evaluator_of_sentence_transformers_finds_what_the_encoders_find(tmp
         evaluator(opened(student))
 
 
-@pytest.fixture
-def adapted(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A document tower that is an adapter on a model of a hub, which lies in the cache."""
-    from components.towers.base_models import build_decoder
-
-    decoder = tmp_path / "decoder"
-    decoder.mkdir()
-    build_decoder([*documents(), *queries()], decoder, 64, 2)
-    (decoder / "README.md").write_text("---\nlicense: mit\n---\n# A decoder\n")
-    keep_in_cache(tmp_path / "cache", "acme/llm", decoder)
+def on_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: bool = False, **settings: Any) -> Path:
+    """A document tower that is an adapter on a model of a hub, an encoder or a decoder, which lies in the cache."""
+    base = tmp_path / "base"
+    base.mkdir()
+    texts = [*documents(), *queries()]
+    if encoder:
+        build_tiny_encoder(texts, base)
+    else:
+        build_decoder(texts, base, 64, 2)
+    (base / "README.md").write_text("---\nlicense: mit\n---\n# A model\n")
+    keep_in_cache(tmp_path / "cache", "acme/llm", base)
     use_cache(monkeypatch, tmp_path / "cache")
     trained = {"steps": 2, "batch_size": 4, "chunk_size": 4, "lora_rank": 2, "max_mean_cosine": 1.0, "min_effective_rank": 1.0}
-    return towers_in(tmp_path / "towers", base_model="acme/llm", learning_rate=0.05, **trained)
+    return towers_in(tmp_path / "towers", base_model="acme/llm", learning_rate=0.05, **trained, **settings)
+
+
+@pytest.fixture
+def adapted(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A document tower that is an adapter on a decoder of a hub."""
+    return on_a_hub(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("encoder", [False, True])
+def test_an_adapter_lies_apart_only_where_its_base_looks_both_ways_by_itself(
+    encoder: bool, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a decoder that was made to look both ways peft would put it on one that looks back alone: other vectors, without a word."""
+    import torch
+    from peft import AutoPeftModel
+
+    tower = on_a_hub(tmp_path, monkeypatch, encoder, attention="bidirectional", pooling="mean")
+    export_router({"document": tower}, tmp_path / "package")
+    own = load_tower(tower, "float32")
+    assert np.abs(opened(tmp_path / "package").encode_document(TEXTS) - own.encode(TEXTS)).max() < 1e-6
+    apart = tmp_path / "package" / "adapter"
+    assert apart.exists() == adapter_on_hub(tower) == encoder
+    if apart.exists():
+        with torch.inference_mode():
+            states = AutoPeftModel.from_pretrained(str(apart)).eval()(input_ids=torch.tensor(own.tokens(TEXTS[:1]))).last_hidden_state[0]
+        assert np.abs(torch.nn.functional.normalize(states.mean(0), dim=0).numpy() - own.encode(TEXTS[:1])[0]).max() < 1e-6
 
 
 def test_a_tower_on_a_model_of_a_hub_opens_as_a_sentence_transformer_and_by_peft(adapted: Path, tmp_path: Path) -> None:

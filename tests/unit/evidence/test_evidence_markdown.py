@@ -10,7 +10,7 @@ from typing import cast
 
 import pytest
 
-from components.evidence.description import LIMIT, _origin, describe
+from components.evidence.description import LIMIT, _front_matter, _origin, describe
 from components.evidence.dossier import Compared, Dossier, changes_between
 from components.gates.decision import GateDecision, GateResult
 from components.release.champion import Override
@@ -146,6 +146,18 @@ def test_a_model_card_names_judge_and_generator_and_the_code_that_made_the_part(
     assert "`acme/writer` took part as writer of queries that were trained on" in told
     assert "Made by code revision `old` of scalingnote." in told
     assert "Made by code revision `abc` of" in _origin(release, {"query_encoder": BaseModelPin(name="acme/mini", digest="4" * 64)})
+
+
+def test_a_model_card_names_the_data_it_was_measured_on_and_a_base_that_a_hub_knows(dossier: Dossier) -> None:
+    from huggingface_hub import ModelCard
+
+    release = cast("PinnedRelease", SimpleNamespace(manifest=dossier.manifest, title="candidate/3"))
+    base = {"query_encoder": BaseModelPin(name="acme/mini@4", digest="3" * 64, revision="4" * 40)}
+    summary = dossier.evaluation.summary
+    card = ModelCard(f"---\n{_front_matter(release, base, summary, 'student')}\n---\n").data
+    assert card.base_model == ["acme/mini"]
+    assert {(found.dataset_type, found.dataset_split) for found in card.eval_results} == {(dossier.manifest.dataset.name, summary.split)}
+    assert {found.metric_value for found in card.eval_results} == set(summary.systems["student"].metrics.values())
 
 
 def test_a_list_that_was_read_back_did_not_change(dossier: Dossier) -> None:

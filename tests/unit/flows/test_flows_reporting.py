@@ -9,6 +9,7 @@ import sys
 import threading
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +33,24 @@ from flows.servers import ServerError
 from flows.webhook import Watch
 
 DEAD = "http://127.0.0.1:1/api"
+
+
+@pytest.mark.parametrize("module", ["retrain:retrain", "retrain:train", "refresh_index:refresh_index", "promote:promote"])
+def test_a_team_that_keeps_the_results_of_its_flows_keeps_those_of_ours(module: str) -> None:
+    """`run_deployment(...).state.result()` found none, whatever the team's settings say."""
+    file, name = module.split(":")
+    run = getattr(import_module(f"flows.{file}"), name)
+    assert run.persist_result is None and run.retries == 0, "the first is the team's to say, the second is not"
+
+
+def test_links_lead_to_the_address_by_which_browsers_know_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In containers a worker knows the server by a name that no browser knows."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    assert flows.reporting.mlflow_address() == "http://mlflow:5000"
+    monkeypatch.setenv("SCALINGNOTE_MLFLOW_PAGE", "https://ada:secret@mlflow.example.org/")
+    assert flows.reporting.mlflow_address() == "https://mlflow.example.org"
+    monkeypatch.setenv("SCALINGNOTE_MLFLOW_PAGE", "")
+    assert flows.reporting.mlflow_address() == "http://mlflow:5000"
 
 
 def test_lines_go_to_the_terminal_once_and_to_the_file_with_their_level(

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import yaml
 from mlflow.exceptions import MlflowException
@@ -47,7 +48,7 @@ MODEL = "retriever-index"
 def make_index(folder: Path, content: str = "vectors") -> Artifact:
     (folder / "deep").mkdir(parents=True)
     (folder / "deep" / "index.faiss").write_text(content)
-    return seal(folder, "index", parents={"vectors": "f" * 64}, attributes={"space_id": "space-1"})
+    return seal(folder, "index", parents={"vectors": "f" * 64}, attributes={"space_id": "space-1", "nprobe": None})
 
 
 def register_index(artifact: Artifact) -> RegisteredVersion:
@@ -327,13 +328,14 @@ def test_versions_are_described_and_compared_by_what_was_measured(home: Path, tm
     experiment = client().get_run(parent).info.experiment_id
     (best,) = client().search_logged_models([experiment], filter_string="metrics.recall_at_50 > 0.8")
     assert found[1].source == f"models:/{best.model_id}"
-    assert best.params == {"kind": "exact", "nested.lists": "8", "space_id": "space-1"}
+    assert best.params == {"kind": "exact", "nested.lists": "8", "space_id": "space-1", "nprobe": "None"}
     assert sorted((m.key, m.value, m.dataset_name, m.dataset_digest) for m in best.metrics) == [
         ("gates/pass", 3.0, "clinic", data.digest[:36]),
         ("recall_at_50", 0.9, "clinic", data.digest[:36]),
     ]
     assert len(client().search_logged_models([experiment], filter_string="metrics.recall_at_50 > 0.1")) == 2
     assert "Index over the vectors of the document tower." in found[0].description and "- space id: space-1" in found[0].description
+    assert "None" not in found[0].description, "what an artifact has not is no fact about it"
     assert [info.tags["scalingnote.metric.recall_at_50"] for info in versions(MODEL)] == ["0.7000", "0.9000"]
 
 
@@ -387,6 +389,29 @@ def test_a_student_is_also_a_model_of_sentence_transformers(home: Path, tmp_path
     (other / "weights.json").write_text("2")
     with pytest.raises(ArtifactError, match=r"weights\.json, with which MLflow loads the version, was changed"):
         check_package([sealed], None)
+
+
+def test_mlflow_knows_the_size_of_a_whole_model(home: Path, tmp_path: Path) -> None:
+    register_index(make_index(tmp_path / "index", "v" * 100_000))
+    model = artifact_folder(MODEL, 1).parents[1]
+    told = yaml.safe_load((model / "MLmodel").read_text())["model_size_bytes"]
+    beside = sum((model / name).stat().st_size for name in ("MLmodel", packaging.LIST_FILE))  # written when the size is known
+    assert told == pytest.approx(sum(path.stat().st_size for path in model.rglob("*") if path.is_file()) - beside, abs=10_000)
+
+
+def test_the_columns_of_a_data_set_have_their_types_and_vectors_are_lists_of_numbers(tmp_path: Path) -> None:
+    from mlflow.types import DataType
+    from mlflow.types.schema import Array, Schema
+
+    vectors = pd.Series([np.zeros(4, np.float16)], dtype=pd.ArrowDtype(pa.list_(pa.float16(), 4)))
+    pd.DataFrame({"doc_id": ["d1"], "vector": vectors, "rank": [1]}).to_parquet(tmp_path / "vectors-00000.parquet")
+    schema = registry._schema(seal(tmp_path, "vectors"))
+    types = {column.name: column.type for column in Schema.from_json(json.dumps(json.loads(schema or "")["mlflow_colspec"]))}
+    assert types == {
+        "vectors-00000.doc_id": DataType.string,
+        "vectors-00000.vector": Array(DataType.double),
+        "vectors-00000.rank": DataType.long,
+    }
 
 
 def test_an_encoder_that_is_no_package_has_no_such_flavor(home: Path, tmp_path: Path) -> None:
