@@ -91,7 +91,10 @@ def mixed_formats(name: str, error: Exception) -> ModelError | None:
     said = str(error).strip().partition("\n")[0][:160]
     if not isinstance(error, RuntimeError) or not any(word in said for word in ("dtype", "scalar type", "BFloat16")):
         return None
-    return ModelError(f"'{name}' mixes number formats ({said}). Set {PRECISION_VARIABLE}=float32 in the environment, or use another model.")
+    return ModelError(
+        f"'{name}' mixes number formats ({said}). Set {PRECISION_VARIABLE}=float32 in the environment, with the setting precision left at "
+        "auto, or use another model."
+    )
 
 
 def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -104,7 +107,8 @@ def require_finite(vectors: NDArray[np.float32], model: str) -> NDArray[np.float
     if wrong := int((~np.isfinite(vectors)).any(axis=1).sum()):
         raise ModelError(
             f"An encoder made from '{model}' gives values that are not finite for {wrong} of {len(vectors)} texts: its weights hold such "
-            f"values, or its states outgrow the number format. Fetch the weights again, or set precision to float32."
+            f"values, or its states outgrow the number format. Fetch the weights again, or set {PRECISION_VARIABLE}=float32 "
+            "in the environment."
         )
     return vectors
 
