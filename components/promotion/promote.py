@@ -361,7 +361,8 @@ def _examined(
     if foreign and not approval.override:
         raise PromotionError(
             f"release/{release.version} of '{name}' is not promoted. {foreign} Its approval gives no reason to release it all the same: "
-            f"scalingnote approve candidate/{approval.candidate_version} --override REASON, or the tag `override` where people sign in."
+            f"scalingnote approve candidate/{approval.candidate_version} --as NAME --override REASON, or the tag `override` where people "
+            "sign in."
         )
     _smoke(release.version, manifest, smoke)
     return Promotion(release, str(release.tags[labels.DIGEST]), approval, decisions, champion, foreign)
