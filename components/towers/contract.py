@@ -114,7 +114,10 @@ def require_finite(vectors: NDArray[np.float32], model: str) -> NDArray[np.float
 
 
 def check_probes(encoder: TextEncoder, folder: Path, tolerance: float) -> float:
-    """Largest 1 - cosine between recorded and fresh probe vectors; raises ProbeMismatch when above `tolerance`."""
+    """Largest 1 - cosine between recorded and fresh probe vectors; raises ProbeMismatch when above `tolerance`.
+
+    Raises ArtifactError where nothing was recorded that can be read.
+    """
     try:
         recorded = np.load(folder / PROBE_FILE, allow_pickle=False)
     except (OSError, ValueError) as error:
@@ -192,7 +195,7 @@ class TextEncoder(Protocol):
 
 
 def space_id_of(document_contract: EncodingContract) -> str:
-    """Identity of a vector space: the digest of its document encoder's contract, weights' digests included."""
+    """Identity of a vector space: the digest of its document encoder's contract, weights' included; raises ArtifactError for a query's."""
     if document_contract.role != "document":
         raise ArtifactError(f"A space is named by its document encoder; this contract is for the role '{document_contract.role}'.")
     return identity_of(document_contract)

@@ -361,7 +361,7 @@ def _number_of(key: str) -> int:
 
 
 def open_chain(name: str) -> Chain | None:
-    """The chain kept in the experiment `name`; None when nothing was ever recorded there."""
+    """The chain kept in the experiment `name`; None when nothing was ever recorded there. Raises ArtifactError."""
     view = embedded.reader()
     found = _from_embedded(view, name) if view is not None else _from_client(name)
     if found is not None and found.run_id == "":
