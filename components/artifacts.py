@@ -370,7 +370,7 @@ def require_written(path: Path) -> None:
 
 
 def verify_sizes(folder: Path, expected_digest: str | None = None) -> Artifact:
-    """`verify` by the files' sizes alone, which takes no time for large files that were hashed when they came."""
+    """`verify` by the files' sizes alone, which takes no time for large files that were hashed when they came. Raises ArtifactError."""
     manifest = _expected_manifest(folder, expected_digest)
     for name, entry in manifest.files.items():
         actual = (folder / name).stat().st_size

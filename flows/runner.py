@@ -57,13 +57,13 @@ if TYPE_CHECKING:
 PRECISION = "components/towers/device.py"  # what it chooses decides the results of the steps that reach it
 # Seconds before a step is tried again whose failure may pass by itself.
 RETRY_DELAYS = (10, 60)
-# Steps that compute with a model have this tag after `prefect concurrency-limit create gpu 1`, and one of them at a time has the card. The
-# others, such as the evaluation's BM25, need none.
+# Steps that train or encode have this tag after `prefect concurrency-limit create gpu 1`, and one of them at a time has the card. The
+# evaluation and the comparison with the champion have not, as most of their time is BM25 and timing; what they encode uses the card too.
 CARD = "gpu"
 ON_CARD = frozenset(
     {
         "generate_queries", "train_towers", "train_companion", "join_companion", "encode_corpus", "encode_teacher_queries",
-        "distil_query_tower", "encode_changes",
+        "distil_query_tower", "encode_changes", "map_query_tower",
     }
 )  # fmt: skip
 # Folders of steps that this process made for its estimate, before the flow that they belong to.

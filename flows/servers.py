@@ -307,7 +307,10 @@ def _require_usable_proxies() -> None:
 
 
 def require_usable_settings() -> None:
-    """Make Prefect's folder and import Prefect, which reads its settings then, and says with a traceback what it cannot read or make."""
+    """Make Prefect's folder and import Prefect, which reads its settings then, and says with a traceback what it cannot read or make.
+
+    Raises ConfigError in its place.
+    """
     folder = settings.expanded(os.environ.get("PREFECT_HOME") or "~/.prefect")
     if str(folder).startswith("~"):  # else a folder of that name would be made here
         raise ConfigError(f"PREFECT_HOME is '{folder}', but there is no such user, or no home folder of theirs. Give the whole path.")
@@ -526,7 +529,8 @@ PROJECT = Path(__file__).resolve().parents[1]
 def auth_plan(port: int) -> ServerPlan:
     """The plan of `mlflow_plan` with our app in front.
 
-    Raises, before anything starts, for a damaged audit log and for a bad file of permissions or policies.
+    Raises, before anything starts, ArtifactError for a damaged audit log, ConfigError for a bad file of permissions or policies, and
+    ServerError where such a server runs already.
     """
     if APP not in entry_points(group="mlflow.app").names:
         raise ServerError(f"MLflow does not know the app '{APP}'. Install scalingnote again with pip.")

@@ -310,7 +310,7 @@ def contracts_folder(configured: str) -> Path:
 
 
 def contracts_digest(folder: Path) -> str:
-    """sha256 over the contracts' files by name and content; a part of the key under which a validation is cached."""
+    """sha256 over the contracts' files by name and content; a part of the key of a validation. Raises ConfigError."""
     files = _files(folder)
     try:
         return digest_of({path.name: file_sha256(path) for path in files})

@@ -101,7 +101,7 @@ def source_digest() -> str:
 
 
 def tabular_list() -> Path:
-    """The XML file inside the installed package; the package itself, which is slow to import, is not loaded."""
+    """The XML file inside the installed package; the package itself, which is slow to import, is not loaded. Raises DataError."""
     spec = find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
         raise DataError("The built-in data set icd10cm needs a package that is not installed: pip install simple-icd-10-cm")
@@ -113,7 +113,10 @@ def tabular_list() -> Path:
 
 
 def read_entries(path: Path, includes: bool = False) -> Iterator[Entry]:
-    """Every category and code of a tabular list, in its order; with `includes` their notes of that name are wordings too."""
+    """Every category and code of a tabular list, in its order; with `includes` their notes of that name are wordings too.
+
+    Raises DataError for what is no tabular list.
+    """
     places = ("inclusionTerm", "includes") if includes else ("inclusionTerm",)
     try:
         root = ET.parse(path).getroot()

@@ -116,7 +116,7 @@ def read_plain_json(text: str) -> Any:
 
 
 def identifier(value: Any, name: str, where: str) -> str:
-    """A text or whole number as an id, white space at its ends included."""
+    """A text or whole number as an id, white space at its ends included; raises DataError for anything else."""
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise DataError(f"{where}: the field {name} must be there and be text; found {value!r:.60}.")
     return without_nul(storable(str(value), name, where), where)
@@ -135,7 +135,7 @@ def on_one_line(text: str) -> str:
 
 
 def storable(value: str, name: str, where: str) -> str:
-    """`value` when it can be written as UTF-8."""
+    """`value` when it can be written as UTF-8, else raises DataError."""
     if not is_storable(value):
         raise DataError(f"{where}: the field {name} holds half a surrogate pair, which is no character. Remove it.")
     return value
@@ -153,7 +153,7 @@ def is_storable(text: str) -> bool:
 
 
 def metadata_text(value: Any, where: str) -> str:
-    """A document's metadata as the text of a JSON object; nothing counts as an empty one."""
+    """A document's metadata as the text of a JSON object; nothing counts as an empty one. Raises DataError."""
     if value is None:
         return "{}"
     if not isinstance(value, Mapping):
@@ -166,7 +166,7 @@ def metadata_text(value: Any, where: str) -> str:
 
 
 def metadata_from_text(text: str | None, where: str) -> str:
-    """The same from a column of text that holds JSON objects; an empty cell counts as nothing."""
+    """The same from a column of text that holds JSON objects; an empty cell counts as nothing. Raises DataError."""
     if text is None or not text.strip():
         return "{}"
     try:

@@ -134,7 +134,10 @@ class _Generator:
         self._model.to(self._device)
 
     def continue_all(self, prompts: Sequence[str]) -> list[str]:
-        """The line that follows each prompt, without quotes and superfluous spaces; empty when the decoder has nothing to say."""
+        """The line that follows each prompt, without quotes and superfluous spaces; empty when the decoder has nothing to say.
+
+        Raises ModelError for a decoder whose positions do not hold prompt and query.
+        """
         import torch
         from transformers import StoppingCriteriaList
 

@@ -101,7 +101,10 @@ def map_query_tower(inputs: MapInputs, config: DistillationConfig, open_document
 
 
 def sampled(dataset: Dataset, dev: DevSet, config: DistillationConfig) -> list[int]:
-    """Rows of the documents that the map is learned on: the answers of dev queries and others by chance, `map_documents` at most."""
+    """Rows of the documents that the map is learned on: the answers of dev queries and others by chance, `map_documents` at most.
+
+    Raises DataError for fewer than FEWEST documents.
+    """
     rows = {doc_id: row for row, doc_id in enumerate(dataset.documents["doc_id"])}
     if len(rows) < FEWEST:
         raise DataError(f"A map between two vector spaces is learned on {FEWEST} documents at least; the data has {len(rows)}.")

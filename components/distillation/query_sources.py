@@ -192,7 +192,8 @@ def held_out_wordings(dataset: Dataset) -> frozenset[str]:
 def document_sentences(texts: Sequence[str], count: int, seed: int) -> list[str]:
     """At most `count` different sentences of 3 to 40 words, from as many documents as possible, in the seed's order.
 
-    A sentence ends at a full stop, question or exclamation mark before white space, at one of Chinese or Japanese, or at a line's end.
+    A sentence ends at a full stop, question or exclamation mark (of Arabic, Urdu and Indic scripts too) before white space, at one of
+    Chinese or Japanese, or at a line's end.
     Words are those of `words_in`: where none are written apart, two letters count as one.
     """
     rng = np.random.default_rng([seed, 1])

@@ -65,7 +65,10 @@ def export_router(
                 own[role] = tower = load_tower(folder, "float32")
                 routes[role] = _modules(tower, Path(scratch) / role)
         if not routes:
-            raise ModelError("The teacher has no weights here (stored vectors, or an endpoint), so there is no encoder to write.")
+            raise ModelError(
+                "The teacher has no weights here (stored vectors, or an endpoint), so there is no encoder to write. Export the student "
+                "(--part student), or the vectors (--to)."
+            )
         # Without a default route whoever says neither query nor document is told so, instead of getting a vector of one of them. A package
         # of one role has that role alone to give.
         alone = next(iter(own)) if len(encoders) == 1 else None
@@ -83,7 +86,8 @@ def export_router(
         shutil.rmtree(target)
         raise ModelError(
             f"A package would give other vectors for a {worst[0]} than the release (by {found[worst[0]]:.2g}), so none was left in "
-            f"{target}. The model does something that sentence-transformers cannot be told, such as attention in both directions."
+            f"{target}. The model does something that sentence-transformers cannot be told, such as attention in both directions. Export "
+            "the vectors (--to), or the other encoder alone (--part)."
         )
     if len(encoders) == 1:
         _write_adapter(next(iter(encoders.values())), target)

@@ -131,6 +131,8 @@ def standard_error(differences: ArrayLike, units: Numbers | None = None, spread:
 
     Infinite for a single unit of several queries. By `residuals`, the sums of each unit's, it is the same for units of one size, and too
     small where one holds most of the queries and draws the mean to itself: 2,300 queries that are all but one unit would look like 2,300.
+
+    Raises DataError for fewer than two finite values.
     """
     values = np.asarray(differences, dtype=np.float64)
     if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all():

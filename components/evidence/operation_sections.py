@@ -264,7 +264,7 @@ def cost_section(dossier: Dossier) -> Markup:
         else ["No time was recorded."]
     )
     blocks += [table("Serving a million queries on this machine", ("What", "Machine hours"), serving, numbers=1)] if serving else []
-    money = "Hours are not money: scalingnote study cost-benefit puts stated watts and prices on them."
+    money = "Hours are not money: scalingnote study cost_benefit puts stated watts and prices on them."
     return section("cost", "Cost", *blocks, adopted, money)
 
 

@@ -92,7 +92,8 @@ class VectorIndex:
 
         Takes float32 (n, d); returns scores float32 (n, k), inner products rounded to six decimals, highest first, and the ids beside
         them; equal scores stand in the order of the ids. The scores of an approximate index are exact when it keeps vectors, else
-        those of its codes. Raises SpaceMismatch for another width, ArtifactError for vectors that are not finite, ValueError for k < 1.
+        those of its codes. Raises SpaceMismatch for another width, ArtifactError for vectors that are not finite and where an index that
+        keeps no vectors has fewer than k documents within its reach, ValueError for k < 1.
         """
         return self._named(vectors, k, self._filled)
 

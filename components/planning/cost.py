@@ -378,7 +378,7 @@ def untrained_passes(config: Any, facts: Facts) -> list[float]:
     settings, layers = config.distillation, facts.student.layers
     if not config.evaluation.untrained_student:
         return []
-    kept = layers_kept(settings.layers, layers) if settings.form == "transformer" else layers
+    kept = layers_kept(settings.layers, layers) if FORMS[settings.form].has_layers else layers
     return [
         (layers if found.layers is None else layers_kept(found.layers, layers)) / kept for found in untrained_systems(settings).values()
     ]

@@ -92,14 +92,23 @@ def free_room(home: Path) -> Room:
     return Room(free_memory(), shutil.disk_usage(home).free)
 
 
+# What lowers the memory of a step beside a smaller model and fewer documents, for the beginning of a sentence.
+_IN_TRAINING = "Lower towers.chunk_size or the lengths, set towers.activation_checkpointing, or "
+_IN_MEMORY = {
+    **dict.fromkeys(("train_towers", "train_companion"), _IN_TRAINING),
+    "encode_corpus": "Lower encoding.tokens_per_batch or encoding.shard_size, or ",
+    "distil_query_tower": "Set distillation.refine_negatives to mined where it is all, or ",
+}
+
+
 def require_room(needs: Mapping[str, Need], room: Room) -> None:
     """Raise ResourceError, with the sum, when memory or disk cannot hold the steps of a job."""
     step, most = max(((step, need.memory) for step, need in needs.items()), key=lambda pair: pair[1], default=("", 0))
     if most > room.memory:
+        cure = _IN_MEMORY.get(step, "")
         raise ResourceError(
             f"This job needs about {_gb(most)} of memory in the step {step}, and {_gb(room.memory)} is free. {_of_judge(needs[step].judge)}"
-            "Lower towers.chunk_size or the lengths, set towers.activation_checkpointing, take a smaller base model or fewer documents "
-            "(--max-documents), or a larger machine."
+            f"{cure}{'take' if cure else 'Take'} a smaller {_model_of(step)}, fewer documents (--max-documents) or a larger machine."
         )
     kept, extra = sum(need.disk for need in needs.values()), max((need.extra_disk for need in needs.values()), default=0)
     if (kept + extra) * MARGIN > room.disk:
@@ -369,21 +378,25 @@ def rows_of(config: Any, facts: Facts, wall: Mapping[str, float], cpu: Mapping[s
     ]
 
 
+# Beside a smaller model; the student's scores of a batch, against every document, are what takes a card.
+_ON_CARD = {"distil_query_tower": "lower distillation.batch_size, take fewer documents (--max-documents)"}
+
+
 def card_problem(config: Any, facts: Facts, number_bytes: int, card: int) -> str:
     """Which step a GPU of `card` bytes cannot hold, and what to do about it; empty where all fit."""
     step, most = max(card_needs(config, facts, number_bytes).items(), key=lambda pair: pair[1])
     if most <= card:
         return ""
     model = _model_of(step)
-    sharded = config.towers.training == "full" and step != "train_companion"
-    cure = "give towers.sharding and more cards" if sharded else "lower the lengths"
+    sharded = config.towers.training == "full" and step == "train_towers"
+    cure = "give towers.sharding and more cards" if sharded else _ON_CARD.get(step, "lower the lengths")
     said = f"The step {step} needs about {_gb(most)} of the card's {_gb(card)}: take a smaller {model}, {cure}, or a larger card."
     return f"{said} {_of_judge(facts.judge_bytes(config.towers) if step == 'train_towers' else 0)}".rstrip()
 
 
 def _model_of(step: str) -> str:
     """The setting that names the model which a step's time and memory hang on."""
-    return "towers.companion.base_model" if step == "train_companion" else "towers.base_model"
+    return {"train_companion": "towers.companion.base_model", "distil_query_tower": "distillation.student"}.get(step, "towers.base_model")
 
 
 def busy_note(rows: Iterable[Row]) -> str:

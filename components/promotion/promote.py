@@ -223,8 +223,9 @@ def promote(name: str, smoke: Smoke, compare_again: CompareAgain | None = decide
     `smoke` gets the manifest and raises when the release does not answer its smoke queries as recorded. `compare_again` decides when
     the champion is another one than the candidate was compared with; with None such an approval is refused. `without_champion` is the
     reason to promote although the champion was deleted or damaged, so that nothing can be compared with it any more. Raises
-    PromotionError, with nothing changed, for a version that is no reviewer's copy of a candidate, that does not verify, or whose gates
-    did not pass without a reason.
+    PromotionError, with nothing promoted, for a version that is no reviewer's copy of a candidate, that does not verify, or whose gates
+    did not pass without a reason; ArtifactError for records that do not hold, ConfigError for a key that cannot be used. TrackingError and
+    ResourceError, of the server and of this machine, say nothing of the release.
     """
     record_signer()  # a key that cannot be used is found before anything is changed
     records = _vouched_records(name)
@@ -360,7 +361,8 @@ def _examined(
     if foreign and not approval.override:
         raise PromotionError(
             f"release/{release.version} of '{name}' is not promoted. {foreign} Its approval gives no reason to release it all the same: "
-            f"scalingnote approve candidate/{approval.candidate_version} --override REASON, or the tag `override` where people sign in."
+            f"scalingnote approve candidate/{approval.candidate_version} --as NAME --override REASON, or the tag `override` where people "
+            "sign in."
         )
     _smoke(release.version, manifest, smoke)
     return Promotion(release, str(release.tags[labels.DIGEST]), approval, decisions, champion, foreign)

@@ -144,7 +144,7 @@ def require_decided(version: int, decisions: Sequence[DatedDecision], approval: 
     before = _why_older(records) if approval.override else ""
     raise PromotionError(
         f"{subject} did not pass its gates ({last.decision.verdict}): {gates} Its approval gives no reason to release it all the same."
-        f"{before} Give one: scalingnote approve candidate/{approval.candidate_version} --override REASON, or, where people "
+        f"{before} Give one: scalingnote approve candidate/{approval.candidate_version} --as NAME --override REASON, or, where people "
         f"sign in, the tag `override` on release/{version} in the MLflow UI. Or reject it: the tag `review` = `rejected: REASON`."
     )
 

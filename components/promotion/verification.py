@@ -88,7 +88,7 @@ def verify_release(name: str, ref: str) -> list[Check]:
     """Check what `ref` (champion, previous, candidate/N, release/N) names, and the signatures and the audit log that it rests on.
 
     Findings are returned, never raised; PromotionError only when `ref` names nothing, ConfigError for trusted keys that are none,
-    TrackingError for a server that is gone or in trouble.
+    TrackingError for a server that is gone or in trouble, ResourceError for what this machine lacks: they say nothing of the release.
     """
     try:
         alarm = settled_release(name).alarm if ref == CHAMPION else None
@@ -135,7 +135,7 @@ def _installed_policy(store: Store) -> str:
     promoted = [r for r in standing(store.records()) if r["action"] == "promote" and r["to_version"] == record.get("to_version")]
     if promoted and (why := promoted[-1].get("override")):
         return f"{RED} let through by {promoted[-1].get('override_by') or promoted[-1].get('approved_by')}: {why}. {foreign}"
-    raise ArtifactError(f"{foreign} Keep the policies of earlier releases in that folder too ({POLICY_VARIABLE} names it).")
+    raise ArtifactError(f"{foreign} Keep the policies of earlier releases too: {POLICY_VARIABLE} may name a folder that holds them all.")
 
 
 def _own_checks(store: Store, lost: str = "") -> list[Check]:

@@ -392,7 +392,7 @@ def champion_to_compare_with(name: str, pins: Mapping[str, str], evaluation: str
 
 
 def baseline_evaluation(name: str, version: int) -> Evaluation:
-    """The evaluation of a promoted release, checked against the digest in its promotion record."""
+    """The evaluation of a promoted release; raises ArtifactError unless it is that of the digest in its promotion record."""
     record = record_of(record_store.read_records(name), version)
     if record is None:
         raise ArtifactError(f"{release_model(name)}/{version} was never promoted, so it cannot be a baseline.")

@@ -180,8 +180,8 @@ def _fetch(role: str, pin: Pin, manifest: ReleaseManifest, release: str) -> Arti
         artifact = verify_noted(folder, pin.digest, settings.check_note(folder), whole=True)  # and the refresh need not hash again
     except (ModelError, ArtifactError) as error:
         raise ArtifactError(
-            f"{release} cannot be refreshed: its {words}, {pin.model}/{pin.version}, is not in the registry as it was released. {error} "
-            "Refresh another release (--release), or build a new one with 'scalingnote retrain'."
+            f"{release} cannot be used: its {words}, {pin.model}/{pin.version}, is not in the registry as it was released. {error} "
+            "Name another release, or build a new one with 'scalingnote retrain'."
         ) from error
     if artifact.space_id != manifest.space_id:
         raise SpaceMismatch(

@@ -1,8 +1,8 @@
 """The log of answers: what was asked of which release and what it answered; and an answer followed back.
 
-One JSON line an answer in `home/answers/<retriever>.jsonl`, only ever appended. Queries can be private (a patient's words), so their text
-is kept on request only: SCALINGNOTE_ANSWER_LOG is `off`, `ids` (the default) or `full`. With `ids` a digest stands in the place of the
-text: whoever has the query can show that this answer was to it.
+One JSON line an answer in `home/answers/<retriever>.jsonl`, which is appended to, and written anew by `prune_answers` alone. Queries can be
+private (a patient's words), so their text is kept on request only: SCALINGNOTE_ANSWER_LOG is `off`, `ids` (the default) or `full`. With
+`ids` a digest stands in the place of the text: whoever has the query can show that this answer was to it.
 """
 
 from __future__ import annotations

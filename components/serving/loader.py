@@ -48,7 +48,8 @@ def open_release(name: str, ref: str) -> Opened:
     """Open `ref` (champion, previous, candidate/N, release/N) of the retriever `name`.
 
     Raises PromotionError for an unknown reference, ArtifactError, SpaceMismatch or ProbeMismatch when a part is not what the
-    manifest pins, ArtifactError when trusted keys are configured and did not sign the records that say what is champion or previous.
+    manifest pins, ArtifactError when trusted keys are configured and did not sign the records that say what is champion or previous,
+    ModelError for a query encoder that the libraries here cannot load, TrackingError for a store that does not answer.
     """
     model, version = resolve(name, ref)
     records = read_records(name)

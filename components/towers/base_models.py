@@ -285,7 +285,7 @@ def _local(name: str, texts: Sequence[str]) -> BaseModel:
 
 
 def folder_digest(folder: Path) -> str:
-    """sha256 over the names and contents of a model folder's files, without those of hidden folders: .cache holds times of downloads."""
+    """sha256 over the names and contents of a model folder's files, without hidden folders: .cache holds times. Raises ModelError."""
     named = {path: path.relative_to(folder).parts for path in folder.rglob("*") if path.is_file()}
     files = sorted(path for path, parts in named.items() if not any(part.startswith(".") for part in parts))
     if not (folder / "config.json").is_file():

@@ -91,7 +91,10 @@ def mixed_formats(name: str, error: Exception) -> ModelError | None:
     said = str(error).strip().partition("\n")[0][:160]
     if not isinstance(error, RuntimeError) or not any(word in said for word in ("dtype", "scalar type", "BFloat16")):
         return None
-    return ModelError(f"'{name}' mixes number formats ({said}). Set {PRECISION_VARIABLE}=float32 in the environment, or use another model.")
+    return ModelError(
+        f"'{name}' mixes number formats ({said}). Set {PRECISION_VARIABLE}=float32 in the environment, with the setting precision left at "
+        "auto, or use another model."
+    )
 
 
 def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -104,13 +107,17 @@ def require_finite(vectors: NDArray[np.float32], model: str) -> NDArray[np.float
     if wrong := int((~np.isfinite(vectors)).any(axis=1).sum()):
         raise ModelError(
             f"An encoder made from '{model}' gives values that are not finite for {wrong} of {len(vectors)} texts: its weights hold such "
-            f"values, or its states outgrow the number format. Fetch the weights again, or set precision to float32."
+            f"values, or its states outgrow the number format. Fetch the weights again, or set {PRECISION_VARIABLE}=float32 "
+            "in the environment."
         )
     return vectors
 
 
 def check_probes(encoder: TextEncoder, folder: Path, tolerance: float) -> float:
-    """Largest 1 - cosine between recorded and fresh probe vectors; raises ProbeMismatch when above `tolerance`."""
+    """Largest 1 - cosine between recorded and fresh probe vectors; raises ProbeMismatch when above `tolerance`.
+
+    Raises ArtifactError where nothing was recorded that can be read.
+    """
     try:
         recorded = np.load(folder / PROBE_FILE, allow_pickle=False)
     except (OSError, ValueError) as error:
@@ -188,7 +195,7 @@ class TextEncoder(Protocol):
 
 
 def space_id_of(document_contract: EncodingContract) -> str:
-    """Identity of a vector space: the digest of its document encoder's contract, weights' digests included."""
+    """Identity of a vector space: the digest of its document encoder's contract, weights' included; raises ArtifactError for a query's."""
     if document_contract.role != "document":
         raise ArtifactError(f"A space is named by its document encoder; this contract is for the role '{document_contract.role}'.")
     return identity_of(document_contract)

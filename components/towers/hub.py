@@ -142,7 +142,8 @@ def _json(path: Path) -> Any:
 def commit_of(name: str, revision: str | None = None) -> str:
     """The commit that `revision` of `name` stands for: asked of the hub, or of the cache where the hub cannot be asked.
 
-    One answer holds for the whole process, so configuration, tokenizer and weights are of one commit although the branch may move.
+    One answer holds for the whole process, so configuration, tokenizer and weights are of one commit although the branch may move. Raises
+    ModelError as `find` does.
     """
     if is_commit(revision):
         return str(revision)

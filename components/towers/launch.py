@@ -2,8 +2,8 @@
 
     torchrun --nnodes 2 --nproc-per-node 8 -m components.towers.launch --pairs pairs.json --config towers.json --out FOLDER
 
-`write_pairs` makes the pairs file; the configuration is the section `towers` as JSON. FOLDER has to be shared by all machines: the
-main process writes checkpoints and towers there, and every process continues from them.
+`components.towers.processes.write_pairs` makes the pairs file; the configuration is the section `towers` as JSON. FOLDER has to be shared
+by all machines: the main process writes checkpoints and towers there, and every process continues from them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="components.towers.launch", description="One process of a training that torchrun started.")
-    parser.add_argument("--pairs", type=Path, required=True, help="training pairs, written by write_pairs")
+    parser.add_argument("--pairs", type=Path, required=True, help="training pairs, written by components.towers.processes.write_pairs")
     parser.add_argument("--config", type=Path, required=True, help="JSON file with the settings of the section towers")
     parser.add_argument("--out", type=Path, required=True, help="folder of the towers, shared by all processes")
     parser.add_argument("--parents", type=Path, help="JSON file with the digests of what the towers are made from, by role")

@@ -311,7 +311,7 @@ class Judge:
         return np.concatenate([np.array(targets, np.int64)[:, None], distinct[np.take_along_axis(near, order, 1)]], axis=1)
 
     def distribution(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> NDArray[np.float32]:
-        """float32 (n, k), rows sum to 1: what share of the relevance each of a query's k documents has."""
+        """float32 (n, k), rows sum to 1: what share of the relevance each of a query's k documents has. Raises ModelError."""
         scores = self._scores(queries, documents) / self._temperature
         if not np.isfinite(scores).all():
             raise ModelError(f"The judge '{self.base.name}' gives scores that are no numbers. Fetch it again, or name another.")

@@ -144,7 +144,8 @@ def companion_towers(config: TowerConfig) -> TowerConfig:
 def take_part(pairs: Pairs, config: TowerConfig, parents: Mapping[str, str], folder: Path, label: str = Training.label) -> None:
     """Train as one process of those that a launcher started, or as the only one; `folder` is shared by all of them.
 
-    `label` names the training in its progress.
+    `label` names the training in its progress. Raises ConfigError for a companion and for batches that the processes cannot share,
+    DataError for processes with other data, ModelError and CollapseError as the training does.
     """
     world = join_world()
     if config.companion.base_model:

@@ -240,7 +240,9 @@ def _linked(line: bytes, number: int, previous: str | None, place: str) -> Audit
     if entry is None:
         raise ArtifactError(f"{place}: entry {number} was edited. Restore the log from a backup.")
     if entry.sequence != number or entry.previous != previous:
-        raise ArtifactError(f"{place}: in place of entry {number} stands entry {entry.sequence}: entries were cut out or reordered.")
+        raise ArtifactError(
+            f"{place}: in place of entry {number} stands entry {entry.sequence}: entries were cut out or reordered. Restore the log."
+        )
     return entry
 
 

@@ -332,7 +332,7 @@ def log_model(
     """Upload `artifact` as a LoggedModel, an output of the run. It is READY only when all of it is there.
 
     `former`: the folder in a local store of the registered version that it was made from, whose files it may share. `params`: what
-    MLflow's page compares models by.
+    MLflow's page compares models by. Raises ModelError for a kind of artifact that is no model.
     """
     from mlflow.entities import LoggedModelOutput
 

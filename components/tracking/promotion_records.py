@@ -361,7 +361,7 @@ def _number_of(key: str) -> int:
 
 
 def open_chain(name: str) -> Chain | None:
-    """The chain kept in the experiment `name`; None when nothing was ever recorded there."""
+    """The chain kept in the experiment `name`; None when nothing was ever recorded there. Raises ArtifactError."""
     view = embedded.reader()
     found = _from_embedded(view, name) if view is not None else _from_client(name)
     if found is not None and found.run_id == "":
@@ -392,7 +392,8 @@ def read_file(chain: Chain, run_id: str, number: int) -> dict[str, Any]:
         raise ArtifactError(f"{chain.name}: the claim of promotion record {number} is unreadable. Restore the experiment from a backup.")
     run = chain.runs.get(run_id)
     if run is None or not run.active:
-        raise ArtifactError(f"{chain.name}: the run of promotion record {number} was deleted ({run_id}).")
+        said = f"the run of promotion record {number} was deleted. Restore it: mlflow runs restore --run-id {run_id}"
+        raise ArtifactError(f"{chain.name}: {said} (swept away by `mlflow gc`, it comes back from a backup alone).")
     folder = local_path(run.artifact_uri or "")
     try:
         content = read_bounded(folder / RECORD_FILE, MOST_BYTES) if folder is not None else _read_remote(run_id)

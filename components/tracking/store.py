@@ -52,7 +52,9 @@ class TrackingError(ScalingNoteError):
 
 @contextmanager
 def translated(action: str) -> Iterator[None]:
-    """Turn the errors of MLflow and of its stores into a TrackingError that names `action`. Also serves as a decorator."""
+    """Turn the errors of MLflow and of its stores into a TrackingError that names `action`, those of a package that is not here into a
+    ConfigError. Also serves as a decorator.
+    """
     try:
         yield
     except ScalingNoteError:

@@ -416,7 +416,10 @@ def read_settings(options: argparse.Namespace, model: type[Settings]) -> Setting
 
 
 def read_layers(options: argparse.Namespace, model: type[RetrainConfig] = RetrainConfig) -> list[Layer]:
-    """What the command line lays over the defaults, the one that wins last: preset, file, policy, single settings."""
+    """What the command line lays over the defaults, the one that wins last: preset, file, policy, single settings.
+
+    Raises ConfigError for what contradicts itself or cannot be read.
+    """
     given = {"name": options.name, "data.source": options.data, "data.max_documents": options.max_documents}
     single = parsed_settings(options, model)
     for setting, value in given.items():

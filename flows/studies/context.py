@@ -146,7 +146,7 @@ class Context:
         return [name for name in names if name in self._wanted or not self._wanted]
 
     def changed(self, **sections: Mapping[str, Any]) -> StudySettings:
-        """The study's configuration with other fields: changed(distillation={"epochs": 1}). Fields are checked as in a file."""
+        """The study's configuration with other fields: changed(distillation={"epochs": 1}). Wrong fields are a ConfigError."""
         values = self.config.model_dump()
         for section, fields in sections.items():
             # The commit of a model says nothing about another one.

@@ -34,7 +34,8 @@ def student_forms(context: Context) -> dict[str, StudySettings]:
     found = [name for name in wanted if name in forms]
     if not found:
         has = layers_of(context.config)
-        raise ConfigError(f"study.layers is {list(study.layers)}, but '{context.config.distillation.student}' has {has} layers.")
+        student = context.config.distillation.student
+        raise ConfigError(f"study.layers is {list(study.layers)}, but '{student}' has {has} layers. Name a number up to that.")
     students = {name: context.changed(distillation={**forms[name], "prune_to": ()}) for name in found}
     for config in students.values():
         context.check(config)

@@ -89,7 +89,7 @@ def _sizes(config: StudySettings) -> dict[str, int]:
     # The models built here are built from texts; their size does not depend on which.
     sizes = {name: non_embedding_parameters(resolve_base(name, ["any text"], _revision(name, config))) for name in names}
     if len(set(sizes.values())) < len(sizes):
-        raise ConfigError(f"Two of the models have the same size, which no law of size can tell apart: {sizes}.")
+        raise ConfigError(f"Two of the models have the same size, which no law of size can tell apart: {sizes}. Leave one out.")
     return sizes
 
 

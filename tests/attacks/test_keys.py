@@ -59,6 +59,18 @@ def test_a_promotion_without_a_key_where_keys_are_trusted_changes_nothing(champi
     assert len(record_store.read_records(NAME)) == 1 and served() == 1
 
 
+def test_an_approval_of_what_was_built_without_a_key_waits_for_the_promoters_signature(champion: int, tmp_path: Path) -> None:
+    signing = settings.keys_folder() / "signing.pem"
+    signing.rename(tmp_path / "elsewhere.pem")  # of a worker, which holds no key
+    make_candidate(tmp_path / "3", into_mlflow(), {**GOOD, "student": 0.703})
+    (tmp_path / "elsewhere.pem").rename(signing)
+    approve(NAME, 3, "Ada")
+    with pytest.raises(PromotionError, match=r"signature: It is not signed, .* Sign it: scalingnote keys sign REF"):
+        promote(NAME, no_smoke)
+    sign_afterwards(NAME, "release/3")
+    assert promote(NAME, no_smoke).to_version == 3
+
+
 def test_a_forged_record_is_not_signed_over_by_the_next_promotion(champion: int) -> None:
     record_store.append_record(NAME, {"action": "promote", "from_version": 1, "to_version": 2, "candidate_version": 2})
     for change in (lambda: promote(NAME, no_smoke), lambda: rollback(NAME, "Bob", "slow")):

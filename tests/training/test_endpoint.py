@@ -89,6 +89,7 @@ def _narrower(endpoint: Endpoint) -> None:
         ((200, b'{"data": [{"embedding": [NaN, 1]}]}', {}), "zero or not finite"),
         ((400, b"input too long", {}), r"refuses the request \(status 400: input too long\)"),
         ((404, b"", {}), "knows no such address or model"),
+        ((413, b"", {}), r"finds the request too large \(status 413\)\. Lower towers\.endpoint\.batch_size"),
         ((302, b"", {"Location": "http://127.0.0.1:9/"}), "status 302"),
     ],
 )

@@ -389,6 +389,40 @@ def test_the_help_groups_every_command_once_with_examples_that_parse() -> None:
     assert [line.split()[0] for line in told.splitlines() if re.match(r"  [a-z][\w-]* ", line) and "e.g." not in line] == grouped
 
 
+def _words_of(module: Path) -> Iterator[str]:
+    """The texts of a module as people read them, with X for what is put in."""
+    tree = ast.parse(module.read_text(encoding="utf-8"))
+    joined = [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)]
+    parts = {id(part) for node in joined for part in node.values}
+    yield from ("".join(str(part.value) if isinstance(part, ast.Constant) else "X" for part in node.values) for node in joined)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in parts:
+            yield node.value
+
+
+def test_every_command_that_a_message_names_is_one_with_these_options() -> None:
+    known: dict[str, set[str]] = {}
+    for path, _ in _commands(build_parser()):
+        parser = build_parser()
+        for word in path:
+            (choices,) = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+            parser = choices[word]
+        known.setdefault(path[0], set()).update(option for action in parser._actions for option in action.option_strings)
+    found = 0
+    for module in [path for folder in ("components", "flows") for path in (ROOT / folder).rglob("*.py")]:
+        for text in _words_of(module):
+            for said in re.finditer(r"\bscalingnote ([a-z][a-z-]*)((?: [^`.;:()\n]*)?)", text):
+                command, rest = said[1], said[2]
+                if command in ("again", "and", "release", "signing"):  # Install scalingnote again; scalingnote signing key
+                    continue
+                assert command in known, f"{module.name}: {said[0]}"
+                unknown = set(re.findall(r"(?<!\S)--[a-z][a-z-]*", rest)) - known[command]
+                assert not unknown, f"{module.name}: {said[0]}"
+                assert command != "study" or rest.split()[0] in STUDIES, f"{module.name}: {said[0]}"
+                found += 1
+    assert found > 60
+
+
 def test_every_command_names_a_function_that_is_there() -> None:
     targets = {" ".join(path): run.args for path, run in _commands(build_parser())}
     assert {command.split()[0] for command in targets} == {name for group in GROUPS for name in group.commands}

@@ -437,7 +437,7 @@ def check_student(config: DistillationConfig, index_dimension: int, query_tower_
 
 @cache  # finding a model hashes its files, and a study asks for every student
 def shape_of(name: str, revision: str | None = None, code: bool = False) -> Shape:
-    """Layers and width of the base model `name`, from its configuration alone."""
+    """Layers and width of the base model `name`, from its configuration alone; raises ModelError where that does not say them."""
     # The models built here are built from texts; their size does not depend on which.
     try:
         width = state_width(load_config(resolve_base(name, ["any text"], revision, code), finished=True))

@@ -250,7 +250,9 @@ def _refusal(endpoint: EndpointConfig, error: urllib.error.HTTPError) -> str:
     said = " ".join(error.read(2000).decode("utf-8", "replace").split())[:_SHOWN]
     key = _key()
     said = said.replace(key, "***") if key else said
-    advice = f"Set {KEY} or {KEY_FILE}" if error.code in (401, 403) else "Check towers.endpoint.url and towers.endpoint.model"
+    keys = dict.fromkeys((401, 403), f"Set {KEY} or {KEY_FILE}")
+    advices = {**keys, 413: "Lower towers.endpoint.batch_size"}
+    advice = advices.get(error.code, "Check towers.endpoint.url and towers.endpoint.model")
     return f"{_named(endpoint)} {why} (status {error.code}{f': {said}' if said else ''}). {advice}."
 
 

@@ -310,7 +310,7 @@ def _pgvector(wanted: Collection) -> _Opened:
         if not columns:
             raise DataError(f"{wanted.title}: there is no such table or view. Name it as it stands in the catalogue, with its schema.")
         quoted = {name: quote for name, _, quote, _, _ in columns}
-        vector = _one_of([name for name, kind, *_ in columns if kind in _VECTOR_TYPES], wanted.vector_field, "column of vectors", wanted)
+        vector = _one_of([name for name, kind, *_ in columns if kind in _VECTOR_TYPES], wanted.vector_field, "vector column", wanted)
         keys = [name for name, *_, key in columns if key]
         ids = wanted.id_field or next((name for name in (*ID_FIELDS, *keys, "id") if name in quoted), None)
         if ids is None:

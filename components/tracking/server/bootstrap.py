@@ -223,7 +223,7 @@ def _pattern(resource: str, name: str) -> str:
         return name
     found = client().get_experiment_by_name(name)
     if found is None:
-        raise ConfigError(f"permissions.yaml grants something on the experiment '{name}', which does not exist.")
+        raise ConfigError(f"permissions.yaml grants something on the experiment '{name}', which does not exist. Make it, or remove that.")
     return str(found.experiment_id)
 
 

@@ -508,3 +508,8 @@ def test_a_result_that_is_removed_while_a_flow_waits_for_it_is_made_again(monkey
 
     monkeypatch.setattr(settings, "locked", locked)
     assert not make(one).cached and one.folder.is_dir()
+
+
+def test_every_step_that_trains_or_encodes_waits_for_the_card_and_no_other() -> None:
+    others = {"snapshot_data", "validate_data", "build_index", "refresh_index", "evaluate", "compare_with_champion", "write_candidate"}
+    assert set(reasons.STEPS) - others == flows.runner.ON_CARD

@@ -292,6 +292,33 @@ def test_disk_and_memory_that_are_too_small_are_refused_with_the_sum() -> None:
     plan.require_room({}, Room(0, 0))
 
 
+@pytest.mark.parametrize(
+    ("step", "named", "not_named"),
+    [
+        ("train_towers", ("towers.chunk_size", "towers.base_model"), ("distillation.",)),
+        ("train_companion", ("towers.chunk_size", "towers.companion.base_model"), ("distillation.",)),
+        ("encode_corpus", ("encoding.tokens_per_batch", "towers.base_model"), ("chunk_size", "distillation.")),
+        ("distil_query_tower", ("distillation.refine_negatives", "distillation.student"), ("towers.", "lengths")),
+        ("evaluate", ("Take a smaller towers.base_model", "--max-documents"), ("chunk_size", "lengths")),
+    ],
+)
+def test_where_memory_is_short_only_settings_that_the_step_hangs_on_are_named(
+    step: str, named: tuple[str, ...], not_named: tuple[str, ...]
+) -> None:
+    said = plan.room_problem({step: Need(5 * 10**9, 0)}, Room(4 * 10**9, 10**12))
+    assert all(word in said for word in named) and not any(word in said for word in not_named)
+
+
+def test_a_student_that_a_card_or_a_budget_cannot_hold_is_named_and_not_its_teacher() -> None:
+    many = facts(documents=texts(10**6, 20))
+    needs = card_needs(own(), many, 4)
+    assert max(needs, key=lambda step: needs[step]) == "distil_query_tower"
+    said = plan.card_problem(own(), many, 4, needs["distil_query_tower"] - 1)
+    assert "distillation.student, lower distillation.batch_size" in said and "lengths" not in said and "base_model" not in said
+    slow = {**dict.fromkeys(UNITS, 0.0), "align_batch": 10.0}
+    assert plan.knob(own(), facts(), (), 1.0, slow).endswith("distil_query_tower takes most: take a smaller distillation.student.")
+
+
 JUDGE = Shape(layers=24, width=1024, inner=4096, heads=16, key_heads=16, head_width=64, vocabulary=250_000, gated=False)
 
 

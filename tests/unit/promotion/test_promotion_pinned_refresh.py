@@ -46,7 +46,7 @@ def test_a_tower_that_is_gone_or_changed_is_named_with_its_release(world: World)
     pin = open_pinned(NAME, "candidate/1").manifest.pins.document_tower
     path = world.tracking.artifact_folder(pin.model, pin.version) / "weights.bin"
     path.write_bytes(b"other weights")
-    with pytest.raises(ArtifactError, match=rf"candidate/1 cannot be refreshed: its document tower, {pin.model}/1, is not.*was changed"):
+    with pytest.raises(ArtifactError, match=rf"candidate/1 cannot be used: its document tower, {pin.model}/1, is not.*was changed"):
         open_pinned(NAME, "candidate/1")
     path.unlink()
     with pytest.raises(ArtifactError, match=r"document tower.*weights\.bin is missing"):

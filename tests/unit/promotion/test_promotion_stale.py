@@ -188,7 +188,7 @@ def test_passed_release_is_not_marked(world: World) -> None:
 def test_override_set_as_a_tag_in_the_ui_counts_only_where_people_sign_in(world: World) -> None:
     world.tracking.copy_version(CANDIDATE, world.candidate(BAD), RELEASE)
     world.tracking.models[RELEASE][0].tags["override"] = "pilot"  # nothing tells it from one that was copied from the candidate
-    with pytest.raises(PromotionError, match="scalingnote approve candidate/1 --override REASON"):
+    with pytest.raises(PromotionError, match="scalingnote approve candidate/1 --as NAME --override REASON"):
         promote(NAME, no_smoke)
     approve(NAME, 1, "Ada", override="pilot")
     promote(NAME, no_smoke)

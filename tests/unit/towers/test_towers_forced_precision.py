@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from components import settings
 from components.artifacts import Artifact
-from components.errors import ConfigError
+from components.errors import ConfigError, ModelError
 from components.evaluation.speed import describe_machine
+from components.towers.contract import require_finite
 from components.towers.device import pick_dtype
 from components.towers.encoder import load_tower
 from components.tracking.provenance import collect_provenance
@@ -58,3 +60,8 @@ def test_what_one_format_made_is_not_taken_for_the_other(monkeypatch: pytest.Mon
             folders[make.__name__].append(Step("train_towers", make).folder)  # type: ignore[arg-type]  # only its code is looked at
     assert len(set(folders["load_tower"])) == 3
     assert len(set(folders["never"])) == 1  # a step that reaches no number format has one result
+
+
+def test_what_a_number_format_cannot_hold_is_told_with_the_word_that_an_encoder_opened_again_obeys() -> None:
+    with pytest.raises(ModelError, match=r"not finite for 1 of 2 texts.* set SCALINGNOTE_PRECISION=float32 in the environment"):
+        require_finite(np.array([[1.0, 0.0], [np.nan, 0.0]], np.float32), "acme/large")

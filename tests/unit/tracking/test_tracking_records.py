@@ -179,7 +179,9 @@ def test_deletions_break_the_chain(store: Path) -> None:
     assert opened is not None
     last = opened.places()[1][0]
     client().delete_run(last)
-    with pytest.raises(ArtifactError, match="run of promotion record 2 was deleted"):
+    with pytest.raises(
+        ArtifactError, match=r"run of promotion record 2 was deleted\. Restore it: mlflow runs restore --run-id [0-9a-f]{32} "
+    ):
         read_records("retriever")
     client().restore_run(last)
     record_file(1).unlink()
