@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 from components.data.values import on_one_line
@@ -108,6 +109,8 @@ def _table(folder: Path, names: Sequence[str]) -> tuple[Path, ...]:
     numbered = ((path, _SHARD.fullmatch(_stem(path, TABLE_SUFFIXES))) for path in _entries(folder))
     shards = [path for path, shard in numbered if shard is not None and shard["name"] in names]
     if shards and not found:  # corpus-00000-of-00002.parquet, in no folder of its own
+        if other := next((path for path in shards if not path.name.startswith(f"{shards[0].name.partition('-')[0]}-")), None):
+            raise DataError(f"{folder} holds the same table twice: {shards[0].name} and {other.name}. Keep the one that counts.")
         _require_all_shards(shards, TABLE_SUFFIXES)
         return tuple(_require_file(path) for path in shards)
     if len(found) > 1:
@@ -175,9 +178,14 @@ def _require_content(path: Path) -> None:
 
 
 def _require_all_shards(paths: Sequence[Path], suffixes: Sequence[str]) -> None:
-    """Raises DataError when the names say how many shards there are (NAME-00000-of-00002) and one is not there."""
+    """Raises DataError when the names say how many shards there are (NAME-00000-of-00002) and one is not there, or say two numbers."""
     there = {stem for path in paths if (stem := _stem(path, suffixes))}
-    for match in filter(None, map(_SHARD.fullmatch, sorted(there))):
+    matches = [match for match in map(_SHARD.fullmatch, sorted(there)) if match]
+    for first, second in pairwise(matches):
+        if first["name"] == second["name"] and first["count"] != second["count"]:
+            both = f"{first[0]} and {second[0]}"
+            raise DataError(f"{paths[0].parent} holds the shards of two writings: {both}. Keep those of the one that counts.")
+    for match in matches:
         wanted = [f"{match['name']}-{number:05}-of-{match['count']}" for number in range(int(match["count"]))]
         if missing := [name for name in wanted if name not in there]:
             raise DataError(f"{paths[0].parent} lacks {len(missing)} of {len(wanted)} shards, first {missing[0]}. Fetch all of them.")
@@ -254,7 +262,8 @@ def _unread(folder: Path, place: str, read: Sequence[Path]) -> dict[str, str]:
     known = {*read, *(parent for path in read for parent in path.parents)}
     places = [folder, folder / place]
     found = [path for where in places for path in _entries(where) if path not in known]
-    found += [path for where in places for path in sorted(where.glob("_*")) if _stem(path, QRELS_SUFFIXES)]
+    shards = sorted({path.parent for path in read} - {*places})
+    found += [path for where in (*places, *shards) for path in sorted(where.glob("_*")) if _stem(path, QRELS_SUFFIXES)]
     return {printable(path.relative_to(folder)): _reason(path, folder, place) for path in found}
 
 

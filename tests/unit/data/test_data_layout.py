@@ -266,3 +266,32 @@ def test_shards_that_lie_in_no_folder_of_their_own_are_read(folder: Path) -> Non
     write_rows(folder / "corpus-00001-of-00002.jsonl", documents()[5:])
     assert read_source(DataConfig(source=str(folder))).documents["doc_id"].tolist() == [row["_id"] for row in documents()]
     assert locate(folder).unread == {}
+
+
+def test_two_writings_of_one_table_in_shards_are_not_put_together(folder: Path) -> None:
+    """Each of them is whole, so that no shard is missing: an old corpus would be searched beside the new one."""
+    (folder / "corpus.jsonl").rename(folder / "corpus-00000-of-00001.jsonl")
+    write_rows(folder / "documents-00000-of-00001.jsonl", [{"_id": "old", "text": "of last year"}])
+    assert "the same table twice: corpus-00000-of-00001.jsonl and documents-00000-of-00001.jsonl" in refused(folder)
+    (folder / "documents-00000-of-00001.jsonl").unlink()
+    assert len(read_source(DataConfig(source=str(folder))).documents) == 260
+    for number in range(2):
+        write_rows(folder / f"corpus-{number:05}-of-00002.jsonl", [{"_id": f"old{number}", "text": "of last year"}])
+    assert "holds the shards of two writings: corpus-00000-of-00001 and corpus-00000-of-00002" in refused(folder)
+
+
+@pytest.mark.parametrize("old", ["qrels/test-00000-of-00002.tsv", "qrels/test/part-00000-of-00002.tsv"])
+def test_two_writings_of_one_split_are_not_put_together(folder: Path, old: str) -> None:
+    for number in range(2):
+        write_lines(folder / old.replace("00000", f"0000{number}", 1), [f"q{140 + number}\td{number}\t1"])
+    (folder / "qrels" / "test.tsv").rename(folder / old.replace("00000-of-00002", "00000-of-00001"))
+    assert "holds the shards of two writings: " in refused(folder)
+
+
+def test_a_shard_whose_name_makes_it_a_mark_is_named(folder: Path) -> None:
+    (folder / "corpus").mkdir()
+    (folder / "corpus.jsonl").rename(folder / "corpus" / "part-0.jsonl")
+    write_rows(folder / "corpus" / "_part-1.jsonl", [{"_id": "lost", "text": "x"}])
+    (folder / "corpus" / "_SUCCESS").write_text("")
+    assert list(locate(folder).unread) == ["corpus/_part-1.jsonl"]
+    assert "data: corpus/_part-1.jsonl is not read: a name that begins with _" in remarks(folder)
