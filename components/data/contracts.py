@@ -416,7 +416,10 @@ def _column_rules(column: SchemaProperty, place: Place) -> list[Rule]:
     for relation in column.relationships or []:
         if relation.type not in (None, "foreignKey") or relation.from_ is not None:
             raise ConfigError(f"{place}: a relationship is a foreignKey that starts from its own column; give 'to: table.column' alone.")
-        rules.append(place.derived("references", "references", to=_target(relation.to, place)))
+        target = _target(relation.to, place)
+        if "score" in (place.column, target.partition(".")[2]):
+            raise ConfigError(f"{place}: a relationship to {target} cannot be checked: a score is a number, and ids are texts. Name an id.")
+        rules.append(place.derived("references", "references", to=target))
     return rules + [quality_rule(quality, place) for quality in column.quality or []]
 
 

@@ -28,10 +28,10 @@ from components.data.dataset import (
     RawTables,
     judgement_table,
     no_translations,
-    normalise_text,
     origin_of,
     query_table,
     stable_order,
+    wording,
 )
 from components.data.layout import SourceFiles, locate
 from components.data.left_out import leave_out
@@ -143,10 +143,10 @@ def hold_out_dev(tables: RawTables, share: float, seed: int) -> RawTables:
     if complete.issuperset(tables.sources or [""]):
         return tables
     texts = tables.queries.loc[tables.queries["query_id"].isin(train)].drop_duplicates("query_id").fillna("")
-    wording = {query: normalise_text(text) for query, text in zip(texts["query_id"], texts["text"], strict=True)}
-    order = stable_order((text for query, text in wording.items() if origin_of(query, tables.sources) not in complete), seed)
+    wordings = {query: wording(text) for query, text in zip(texts["query_id"], texts["text"], strict=True)}
+    order = stable_order((text for query, text in wordings.items() if origin_of(query, tables.sources) not in complete), seed)
     chosen = set(order[: max(1, round(share * len(order)))] if len(order) > 1 else [])
-    held_out = {query for query, text in wording.items() if text in chosen}
+    held_out = {query for query, text in wordings.items() if text in chosen}
     moved = judgements["query_id"].isin(held_out) & (judgements["split"] == "train")
     split = judgements["split"].mask(moved, "dev")
     return replace(tables, judgements=judgements.assign(split=split), notes={**tables.notes, "dev_held_out_of_train": len(held_out)})

@@ -124,6 +124,8 @@ def test_what_the_contracts_cover() -> None:
         ("documents", lambda table: table["properties"][1].update(logicalTypeOptions={"pattern": "("}), "not a regular expression"),
         ("documents", lambda table: table["properties"][1].update(logicalTypeOptions={"maxLength": "x"}), "must be a whole number"),
         ("judgements", lambda table: table["properties"][0]["relationships"][0].update(to="users.id"), "relationship to 'users.id'"),
+        ("judgements", lambda table: table["properties"][0]["relationships"][0].update(to="judgements.score"), "a score is a number"),
+        ("judgements", lambda table: table["properties"][2].update(relationships=[{"to": "queries.query_id"}]), "a score is a number"),
         ("documents", lambda table: table.update(qualty=[]), "schema.0.qualty is no field"),
         ("documents", lambda table: table["properties"][2].update(requird=True), "schema.0.properties.2.requird is no field"),
         ("documents", lambda table: table["properties"][2]["quality"][0].update(severty="error"), "quality.0.severty is no field"),
