@@ -24,6 +24,7 @@ TRANSLATED_NAMES = ("queries_translated",)
 QRELS_FOLDERS = ("qrels", "data", "default")
 TABLE_SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".arrow")
 MARKS = ("dataset_dict.json", "dataset_info.json", "state.json")  # what `save_to_disk` writes beside its tables
+LOGS = {"_delta_log": "Delta Lake", ".hoodie": "Apache Hudi"}  # beside Parquet files of which not all count
 QRELS_SUFFIXES = (*TABLE_SUFFIXES, *(end + gz for end in (".txt", ".trec", ".qrels", ".qrel") for gz in ("", ".gz")))
 # The words of the hubs for the queries that checkpoints are chosen by.
 DEV_WORDS = ("dev", "validation", "valid", "val")
@@ -124,6 +125,11 @@ def _files(path: Path, suffixes: Sequence[str]) -> tuple[Path, ...]:
     """The file itself, or the shards of a folder; what cannot be read is refused, since its rows would be missed by nobody."""
     if not path.is_dir():
         return (_require_file(path),)
+    if log := next((log for log in LOGS if (path / log).is_dir()), None):
+        raise DataError(
+            f"{path} is a table of {LOGS[log]}, whose log {log} says which of its files count; read as files, rows that were removed or "
+            "changed would come back. Write the rows that count now as Parquet, and give that folder."
+        )
     entries = _entries(path)
     # corpus/corpus/0000.parquet, as hubs convert data sets; in what `save_to_disk` wrote the one split has a name of its own.
     if len(entries) == 1 and entries[0].is_dir() and (entries[0].name == path.name or (path / MARKS[0]).is_file()):

@@ -295,3 +295,15 @@ def test_a_shard_whose_name_makes_it_a_mark_is_named(folder: Path) -> None:
     (folder / "corpus" / "_SUCCESS").write_text("")
     assert list(locate(folder).unread) == ["corpus/_part-1.jsonl"]
     assert "data: corpus/_part-1.jsonl is not read: a name that begins with _" in remarks(folder)
+
+
+@pytest.mark.parametrize(("name", "log"), [("corpus", "_delta_log"), ("corpus.parquet", ".hoodie"), ("qrels/test", "_delta_log")])
+def test_a_table_whose_log_says_which_of_its_files_count_is_refused(folder: Path, name: str, log: str) -> None:
+    """Rows that were removed long ago lie in its folder still, and came back."""
+    kind = "tsv" if "qrels" in name else "jsonl"
+    (folder / name / log).mkdir(parents=True)
+    place = folder / (f"{name}.tsv" if kind == "tsv" else "corpus.jsonl")
+    place.rename(folder / name / f"part-0.{kind}")
+    assert f"whose log {log} says which of its files count" in refused(folder)
+    (folder / name / log).rmdir()
+    assert len(read_source(DataConfig(source=str(folder))).documents) == 260
