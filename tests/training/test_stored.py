@@ -279,6 +279,9 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "short", "260 vectors and 5 ids")
     np.save(tmp_path / "short" / "documents.npy", np.array([DOCUMENTS[0], "x"], dtype=object), allow_pickle=True)
     refused(tmp_path / "short", "not a table of numbers")
+    whole = (tmp_path / "short" / "documents.npy").read_bytes()
+    (tmp_path / "short" / "documents.npy").write_bytes(whole.replace(b"}", b"(", 1))  # a header that breaks off
+    refused(tmp_path / "short", "not a table of numbers")
     np.save(tmp_path / "short" / "documents.npy", DOCUMENTS[0])
     refused(tmp_path / "short", r"of the shape \(16,\)")
     (tmp_path / "short" / "documents.ids.txt").unlink()
