@@ -198,7 +198,10 @@ def read_ir_set(source: str) -> RawTables:
     whole, splits = _opened(source)
     with _reading(source):
         documents = pd.DataFrame([_document(row) for row in whole.docs_iter()], columns=list(DOCUMENT_COLUMNS)).astype("str")
-        queries = {str(row.query_id): _text(row) for part in splits.values() for row in part.queries_iter()}
+        queries: dict[str, str] = {}
+        for query, text in ((str(row.query_id), _text(row)) for part in splits.values() for row in part.queries_iter()):
+            if queries.setdefault(query, text) != text:  # numbered anew in each split: one text would be judged by both's documents
+                raise DataError(f"'{source}' has two queries of the id '{query}' in its splits. Export it to a folder, with other ids.")
         judged = [
             judgement_table([(str(row.query_id), str(row.doc_id), int(row.relevance)) for row in part.qrels_iter()], split)
             for split, part in splits.items()
@@ -237,7 +240,11 @@ def _opened(source: str) -> tuple[Any, dict[str, Any]]:
             raise DataError(f"ir_datasets has no data set '{name}'. Names that are near: {near}.")
         whole = ir_datasets.load(name)
         ends = {entry.removeprefix(f"{name}/"): entry for entry in known if entry.startswith(f"{name}/")}
-        splits = {_SPLITS[end]: ir_datasets.load(entry) for end, entry in ends.items() if end in _SPLITS}
+        named = [end for end in ends if end in _SPLITS]
+        if twice := next((end for end in named if [_SPLITS[other] for other in named].count(_SPLITS[end]) > 1), None):
+            both = " and ".join(end for end in named if _SPLITS[end] == _SPLITS[twice])
+            raise DataError(f"'{source}' has the split '{_SPLITS[twice]}' twice: {both}. Export it to a folder with the one that counts.")
+        splits = {_SPLITS[end]: ir_datasets.load(ends[end]) for end in named}
         if not splits and whole.has_qrels():
             splits = {_SPLITS.get(name.rpartition("/")[2], "test"): whole}
         splits = {split: part for split, part in splits.items() if part.has_qrels() and part.has_queries()}
