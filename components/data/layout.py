@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -253,6 +253,12 @@ def split_of(stem: str) -> str:
     if word in DEV_WORDS:
         return "dev"
     return word if word in ("train", "test") else name
+
+
+def nearly_dev(splits: Iterable[str]) -> list[str]:
+    """Splits that have a word for dev in their names and are further ones, where none is dev: it will be held out of train."""
+    names = list(splits)
+    return [] if "dev" in names else [name for name in names if not {*re.split(r"[\W_]+", name.lower())}.isdisjoint(DEV_WORDS)]
 
 
 def _remarks(place: str, qrels: dict[str, tuple[Path, ...]]) -> Iterator[str]:

@@ -33,7 +33,7 @@ from components.data.dataset import (
     stable_order,
     wording,
 )
-from components.data.layout import SourceFiles, locate
+from components.data.layout import SourceFiles, locate, nearly_dev
 from components.data.left_out import leave_out
 from components.errors import DataError
 
@@ -390,6 +390,8 @@ def remarks_on(config: DataConfig) -> list[str]:
             files = locate(folder := _folder(part))
             said += [f"{name}: read from the hub's data set at commit {folder.name}."] if is_hub_set(part.source) else []
             said += [f"{name}: {remark}" for remark in files.remarks]
+            not_dev = "is a further one, and dev is held out of train. Call its file dev if that is what it is"
+            said += [f"{name}: the split '{split}' {not_dev}." for split in nearly_dev(files.qrels)]
             said += [f"{name}: {path} is not read: {reason}." for path, reason in files.unread.items()]
     return said
 

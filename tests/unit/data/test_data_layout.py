@@ -307,3 +307,12 @@ def test_a_table_whose_log_says_which_of_its_files_count_is_refused(folder: Path
     assert f"whose log {log} says which of its files count" in refused(folder)
     (folder / name / log).rmdir()
     assert len(read_source(DataConfig(source=str(folder))).documents) == 260
+
+
+@pytest.mark.parametrize("name", ["qrels.dev.small.tsv", "dev-mini.tsv", "Validation_set.tsv"])
+def test_a_split_that_is_nearly_called_dev_is_told_of(folder: Path, name: str) -> None:
+    """MS MARCO's dev is called so: it was a further split, and dev was held out of train without a word."""
+    (folder / "qrels" / name).write_text((folder / "qrels" / "dev.tsv").read_text())
+    assert "further one" not in remarks(folder)
+    (folder / "qrels" / "dev.tsv").unlink()
+    assert f"data: the split '{Path(name).stem}' is a further one, and dev is held out of train." in remarks(folder)
