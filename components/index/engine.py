@@ -70,10 +70,11 @@ class FaissEngine:
     def search(self, vectors: NDArray[np.float32], depth: int, settings: Settings) -> Found:
         """All pieces of an inverted file have the same lists, so the lists to visit are looked for once.
 
-        A graph as wide as it has rows is not walked, but all its rows are compared: many equal ones may be linked to each other alone.
+        A graph that is asked wider than it has rows is not walked, but all its rows are compared: equal ones may be linked to each other
+        alone. The tuning asks for no such width, which more documents would make an ordinary one.
         """
         pieces, first = self.pieces, self.pieces[0].index
-        if _rows_of_graph(first) is not None and (settings.ef_search or 0) >= self._rows:
+        if _rows_of_graph(first) is not None and (settings.ef_search or 0) > max(16, self._rows):
             pieces, vectors = [replace(piece, index=_rows_of_graph(piece.index)) for piece in pieces], transformed(first, vectors)
         lists = _lists_to_visit(pieces[0].index, vectors, settings)
         found = [piece.search(vectors, depth, settings, lists) for piece in pieces]

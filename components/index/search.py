@@ -145,7 +145,7 @@ class VectorIndex:
         scores, rows = self.found(vectors, k)
         short = np.flatnonzero(rows[:, k - 1] < 0)
         if len(short):
-            wider = self.settings.wider(len(self.rows))
+            wider = self.settings.wider(max(16, len(self.rows)) + 1)  # at last wider than a graph has rows
             widest = wider == self.settings
             again = self._brute_force if widest else replace(self, settings=wider)._filled
             scores[short], rows[short] = again(vectors[short], k)

@@ -109,7 +109,7 @@ def test_what_is_stored(tmp_path: Path, refine: str, suffixes: set[str]) -> None
 
 @pytest.mark.parametrize("key", ["HNSW8", "PCA8,HNSW8", "HNSW8_SQ8"])
 def test_a_graph_of_repeated_documents_finds_as_many_as_are_asked_for(tmp_path: Path, key: str) -> None:
-    """Equal documents are linked to each other alone: half were out of reach, and a search for more than a group of them failed."""
+    """Equal documents are linked to each other alone, and a search for more than a group of them failed."""
     data = np.repeat(clustered(12, centres=12), 60, axis=0)
     index = opened(tmp_path / "index", shards_of(tmp_path / "vectors", data, [200]), [3, 700], index_key=key, refine="none")
     for k in (10, 300, 1000):
