@@ -256,9 +256,11 @@ def split_of(stem: str) -> str:
 
 
 def nearly_dev(splits: Iterable[str]) -> list[str]:
-    """Splits that have a word for dev in their names and are further ones, where none is dev: it will be held out of train."""
+    """Splits that have a word for dev in their names and are further ones, where none is dev and it will be held out of train."""
     names = list(splits)
-    return [] if "dev" in names else [name for name in names if not {*re.split(r"[\W_]+", name.lower())}.isdisjoint(DEV_WORDS)]
+    if "dev" in names or "train" not in names:
+        return []
+    return [name for name in names if not {*re.split(r"[\W_]+", name.lower())}.isdisjoint(DEV_WORDS)]
 
 
 def _remarks(place: str, qrels: dict[str, tuple[Path, ...]]) -> Iterator[str]:

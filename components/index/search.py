@@ -53,6 +53,7 @@ SCORE_DIGITS = 6  # that scores are rounded to: what differs by less are equals,
 # So an exact search takes its candidates from FAISS, some more than it needs, and their scores from one arithmetic for all batches.
 _ROUGH = 5e-6
 _AT_ONCE = 2**21  # numbers that are multiplied as float64 at a time
+_SHARED = 8  # times the candidates of one query, to which those of all may come for a product of all with all to be the cheaper way
 _HELD = 2**22  # documents of all answers that are fetched at a time where ties lead deep
 # Rows fetched beyond what is needed, to see whether documents tie with the last one.
 _MARGIN = 16
@@ -178,12 +179,17 @@ class VectorIndex:
         From the `stored` vectors; None: from those of the engine.
         """
         rough, rows = found
+
+        def kept(some: NDArray[np.int64]) -> NDArray[np.float64]:
+            return (self.engine.vectors_of(some) if stored is None else _vectors_at(stored, some)).astype(np.float64)
+
+        step = _AT_ONCE // max(1, rows.shape[1] * self.dimension)
+        if not step and (shared := _products_of_shared(vectors, rows, kept)) is not None:
+            return np.where(rows < 0, rough, shared), rows
         scores = np.empty(rows.shape, np.float64)
-        step = max(1, _AT_ONCE // max(1, rows.shape[1] * self.dimension))
-        for start in range(0, len(rows), step):
-            some = slice(start, start + step)
-            kept = self.engine.vectors_of(rows[some]) if stored is None else _vectors_at(stored, rows[some])
-            scores[some] = (kept.astype(np.float64) @ vectors[some, :, None].astype(np.float64))[..., 0]
+        for start in range(0, len(rows), max(1, step)):
+            some = slice(start, start + max(1, step))
+            scores[some] = (kept(rows[some]) @ vectors[some, :, None].astype(np.float64))[..., 0]
         return np.where(rows < 0, rough, scores), rows
 
     def _ordered(
@@ -235,6 +241,28 @@ def _in_groups(queries: NDArray[np.int64], depth: int) -> Iterator[NDArray[np.in
     """The numbers of queries in groups of which answers so deep fit into memory: a text that half of the documents have ties with all."""
     step = max(1, _HELD // depth)
     return (queries[start : start + step] for start in range(0, len(queries), step))
+
+
+def _products_of_shared(
+    vectors: NDArray[np.float32], rows: NDArray[np.int64], kept: Callable[[NDArray[np.int64]], NDArray[np.float64]]
+) -> NDArray[np.float64] | None:
+    """Inner products of query i with `kept(rows[i])`, float64 (n, c), that reads each row once; None where queries share too few of them.
+
+    Where ties lead deep, one query's candidates alone can be all documents, and another one's are the same.
+    """
+    order = np.argsort(rows, axis=None)
+    ordered = rows.reshape(-1)[order]
+    distinct = ordered[np.diff(ordered, prepend=ordered[0] - 1) > 0]
+    if len(distinct) > _SHARED * rows.shape[1]:
+        return None
+    products, wide = np.empty(rows.size, np.float64), vectors.astype(np.float64)
+    step = max(1, _AT_ONCE // max(vectors.shape))
+    for start in range(0, len(distinct), step):
+        chunk = distinct[start : start + step]
+        first, end = np.searchsorted(ordered, chunk[[0, -1]] + np.array([0, 1]))
+        here = order[first:end]
+        products[here] = (wide @ kept(chunk).T)[here // rows.shape[1], np.searchsorted(chunk, ordered[first:end])]
+    return products.reshape(rows.shape)
 
 
 def _vectors_at(stored: StoredVectors, rows: NDArray[np.int64]) -> NDArray[np.float32]:

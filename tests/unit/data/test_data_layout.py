@@ -316,3 +316,5 @@ def test_a_split_that_is_nearly_called_dev_is_told_of(folder: Path, name: str) -
     assert "further one" not in remarks(folder)
     (folder / "qrels" / "dev.tsv").unlink()
     assert f"data: the split '{Path(name).stem}' is a further one, and dev is held out of train." in remarks(folder)
+    (folder / "qrels" / "train.tsv").unlink()  # then nothing is held out
+    assert "held out of train" not in remarks(folder)

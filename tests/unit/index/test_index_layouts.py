@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from components.index import search as searching
 from components.index.config import IndexConfig
 from components.index.engine import FaissEngine, Found, Settings
 from components.index.search import VectorIndex, index_in_memory, load_index
@@ -148,3 +149,39 @@ def test_ties_that_go_deep_are_held_for_some_queries_at_a_time(tmp_path: Path, m
     monkeypatch.setattr("components.index.search._HELD", 100)
     assert index.search(QUERIES, 10)[1] == expected[1]
     assert held[0] == len(QUERIES) and len(held) > 3 and set(held[1:]) == {1}
+
+
+@pytest.mark.parametrize("key", ["Flat", "IVF4,SQ8"])
+def test_ties_that_go_deep_are_scored_some_documents_at_a_time_and_each_once_for_all_queries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """Each query took all documents at once as float64: GBs for a million of them, and a thousand queries took minutes."""
+    data = np.repeat(clustered(5, centres=5), [5, 400, 30, 30, 35], axis=0)
+    index = opened(tmp_path / "index", shards_of(tmp_path / "vectors", data, [200]), [7], index_key=key)
+    (expected, ids), read = index.exact(QUERIES, 450), list[int]()
+    where, name = (FaissEngine, "vectors_of") if key == "Flat" else (searching, "_vectors_at")
+    original = getattr(where, name)
+
+    def noted(holder: object, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        read.append(rows.size)
+        found: NDArray[np.float32] = original(holder, rows)
+        return found
+
+    monkeypatch.setattr(where, name, noted)
+    monkeypatch.setattr(searching, "_AT_ONCE", 100 * data.shape[1])
+    scores, again = index.exact(QUERIES, 450)
+    assert again == ids and max(read) <= 100 and sum(read) < 5 * len(data)
+    np.testing.assert_array_equal(scores, expected)
+
+
+def test_candidates_that_queries_do_not_share_are_read_for_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = clustered(3000, centres=60)
+    queries = data[::50]
+    index = index_in_memory(data, ids_of(len(data)), SPACE)
+    (expected, ids), read = index.search(queries, 10), list[tuple[int, ...]]()
+    original = FaissEngine.vectors_of
+    monkeypatch.setattr(FaissEngine, "vectors_of", lambda engine, rows: read.append(rows.shape) or original(engine, rows))
+    monkeypatch.setattr(searching, "_AT_ONCE", 1)
+    scores, again = index.search(queries, 10)
+    assert again == ids and read == [(1, 26)] * len(queries)
+    np.testing.assert_array_equal(scores, expected)
