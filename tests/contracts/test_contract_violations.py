@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from components.data.snapshot import snapshot
 from components.data.validation import load_report, require_valid, validate
 from components.data.validation_report import RuleResult
 from components.errors import ConfigError, DataError
+from flows.steps import validation_step
 from tests.data_world import Row, documents, qrels, queries, write_folder, write_lines, write_rows
 
 Change = Callable[[Path], object]
@@ -446,6 +448,11 @@ def test_contracts_that_change_while_they_are_read_are_not_checked_under_the_key
     with pytest.raises(ConfigError, match=r"The contracts in .* changed while they were read"):
         validate(dataset, contracts, empty(tmp_path / "second"), digest)
     assert not any((tmp_path / "second").iterdir())
+    config: Any = SimpleNamespace(data=SimpleNamespace(contracts=str(contracts)))
+    step = validation_step(config, dataset)  # its key is that of the contracts as they are now
+    queries_contract.write_text(queries_contract.read_text().replace("severity: warning", "severity: error"))
+    with pytest.raises(ConfigError, match=r"The contracts in .* changed while they were read"):
+        step.make(empty(tmp_path / "third"))
 
 
 def empty(folder: Path) -> Path:
