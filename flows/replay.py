@@ -304,7 +304,9 @@ def _dataset(config: RetrainConfig, base: PinnedRelease, folder: Path, given: st
         return made
     # The same tables are the same data, whatever the folder is called that they are read from now, and in whatever form they lie there.
     named = {"name": base.manifest.dataset.name, "source_digest": base.manifest.dataset.source_digest}
-    again = seal(folder, made.kind, counts=made.counts, attributes={**made.attributes, **named})
+    told = ((node.counts, node.attributes) for node in base.manifest.lineage if node.digest == wanted)
+    counts, attributes = next(told, (made.counts, {**made.attributes, **named}))
+    again = seal(folder, made.kind, counts=counts, attributes=attributes)
     if again.digest != wanted:
         raise DataError(
             f"The data of {base.title} had the digest {wanted[:12]}; {config.data.source} gives {made.digest[:12]} now: it was changed "

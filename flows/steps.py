@@ -89,8 +89,8 @@ def snapshot_step(config: RetrainConfig) -> Step:
 def validation_step(config: RetrainConfig, dataset: DatasetArtifact) -> Step:
     """Hold the tables against the data contracts."""
     contracts = contracts_folder(config.data.contracts)
-    settings = {"contracts": contracts_digest(contracts)}
-    return Step("validate_data", partial(validate, dataset, contracts), {"dataset": dataset}, settings)
+    digest = contracts_digest(contracts)
+    return Step("validate_data", partial(validate, dataset, contracts, expected=digest), {"dataset": dataset}, {"contracts": digest})
 
 
 def checked_validation(config: RetrainConfig, dataset: DatasetArtifact) -> Step:

@@ -6,6 +6,7 @@ that can be used.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from components import settings
 from components.artifacts import digest_of, file_sha256
 from components.data.dataset import TABLES
+from components.data.values import is_storable
 from components.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -337,6 +339,8 @@ def _files(folder: Path) -> list[Path]:
         files = []
     if not files:
         raise ConfigError(f"No contracts (*.yaml) in {folder}. Give a folder with contracts for {', '.join(REQUIRED_TABLES)}.")
+    if odd := next((path.name for path in files if not is_storable(path.name)), None):
+        raise ConfigError(f"{folder}: the name {os.fsencode(odd)!r} of a contract is not UTF-8, and reports name it. Rename the file.")
     return files
 
 
@@ -416,7 +420,10 @@ def _column_rules(column: SchemaProperty, place: Place) -> list[Rule]:
     for relation in column.relationships or []:
         if relation.type not in (None, "foreignKey") or relation.from_ is not None:
             raise ConfigError(f"{place}: a relationship is a foreignKey that starts from its own column; give 'to: table.column' alone.")
-        rules.append(place.derived("references", "references", to=_target(relation.to, place)))
+        target = _target(relation.to, place)
+        if "score" in (place.column, target.partition(".")[2]):
+            raise ConfigError(f"{place}: a relationship to {target} cannot be checked: a score is a number, and ids are texts. Name an id.")
+        rules.append(place.derived("references", "references", to=target))
     return rules + [quality_rule(quality, place) for quality in column.quality or []]
 
 

@@ -254,11 +254,12 @@ def identical_ids(documents: pd.DataFrame, queries: pd.DataFrame) -> IdenticalId
 
 def reads_as(query: str, *texts: str) -> bool:
     """Whether one of the texts reads as the query does; a query of punctuation alone is compared as it stands."""
-    wanted = _wording(query)
-    return bool(wanted) and any(wanted == _wording(text) for text in texts)
+    wanted = wording(query)
+    return bool(wanted) and any(wanted == wording(text) for text in texts)
 
 
-def _wording(text: str) -> str:
+def wording(text: str) -> str:
+    """`normalise_text`, and a text without letters and numbers, as of emoji, as it stands: all of these would be equal to each other."""
     return normalise_text(text) or text.strip()
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 from components.data.values import on_one_line
@@ -23,6 +24,7 @@ TRANSLATED_NAMES = ("queries_translated",)
 QRELS_FOLDERS = ("qrels", "data", "default")
 TABLE_SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".arrow")
 MARKS = ("dataset_dict.json", "dataset_info.json", "state.json")  # what `save_to_disk` writes beside its tables
+LOGS = {"_delta_log": "Delta Lake", ".hoodie": "Apache Hudi"}  # beside Parquet files of which not all count
 QRELS_SUFFIXES = (*TABLE_SUFFIXES, *(end + gz for end in (".txt", ".trec", ".qrels", ".qrel") for gz in ("", ".gz")))
 # The words of the hubs for the queries that checkpoints are chosen by.
 DEV_WORDS = ("dev", "validation", "valid", "val")
@@ -108,6 +110,8 @@ def _table(folder: Path, names: Sequence[str]) -> tuple[Path, ...]:
     numbered = ((path, _SHARD.fullmatch(_stem(path, TABLE_SUFFIXES))) for path in _entries(folder))
     shards = [path for path, shard in numbered if shard is not None and shard["name"] in names]
     if shards and not found:  # corpus-00000-of-00002.parquet, in no folder of its own
+        if other := next((path for path in shards if not path.name.startswith(f"{shards[0].name.partition('-')[0]}-")), None):
+            raise DataError(f"{folder} holds the same table twice: {shards[0].name} and {other.name}. Keep the one that counts.")
         _require_all_shards(shards, TABLE_SUFFIXES)
         return tuple(_require_file(path) for path in shards)
     if len(found) > 1:
@@ -121,6 +125,11 @@ def _files(path: Path, suffixes: Sequence[str]) -> tuple[Path, ...]:
     """The file itself, or the shards of a folder; what cannot be read is refused, since its rows would be missed by nobody."""
     if not path.is_dir():
         return (_require_file(path),)
+    if log := next((log for log in LOGS if (path / log).is_dir()), None):
+        raise DataError(
+            f"{path} is a table of {LOGS[log]}, whose log {log} says which of its files count; read as files, rows that were removed or "
+            "changed would come back. Write the rows that count now as Parquet, and give that folder."
+        )
     entries = _entries(path)
     # corpus/corpus/0000.parquet, as hubs convert data sets; in what `save_to_disk` wrote the one split has a name of its own.
     if len(entries) == 1 and entries[0].is_dir() and (entries[0].name == path.name or (path / MARKS[0]).is_file()):
@@ -175,9 +184,14 @@ def _require_content(path: Path) -> None:
 
 
 def _require_all_shards(paths: Sequence[Path], suffixes: Sequence[str]) -> None:
-    """Raises DataError when the names say how many shards there are (NAME-00000-of-00002) and one is not there."""
+    """Raises DataError when the names say how many shards there are (NAME-00000-of-00002) and one is not there, or say two numbers."""
     there = {stem for path in paths if (stem := _stem(path, suffixes))}
-    for match in filter(None, map(_SHARD.fullmatch, sorted(there))):
+    matches = [match for match in map(_SHARD.fullmatch, sorted(there)) if match]
+    for first, second in pairwise(matches):
+        if first["name"] == second["name"] and first["count"] != second["count"]:
+            both = f"{first[0]} and {second[0]}"
+            raise DataError(f"{paths[0].parent} holds the shards of two writings: {both}. Keep those of the one that counts.")
+    for match in matches:
         wanted = [f"{match['name']}-{number:05}-of-{match['count']}" for number in range(int(match["count"]))]
         if missing := [name for name in wanted if name not in there]:
             raise DataError(f"{paths[0].parent} lacks {len(missing)} of {len(wanted)} shards, first {missing[0]}. Fetch all of them.")
@@ -241,6 +255,14 @@ def split_of(stem: str) -> str:
     return word if word in ("train", "test") else name
 
 
+def nearly_dev(splits: Iterable[str]) -> list[str]:
+    """Splits that have a word for dev in their names and are further ones, where none is dev and it will be held out of train."""
+    names = list(splits)
+    if "dev" in names or "train" not in names:
+        return []
+    return [name for name in names if not {*re.split(r"[\W_]+", name.lower())}.isdisjoint(DEV_WORDS)]
+
+
 def _remarks(place: str, qrels: dict[str, tuple[Path, ...]]) -> Iterator[str]:
     for split in ("train", "dev", "test"):
         for path in qrels.get(split, ()):
@@ -254,7 +276,8 @@ def _unread(folder: Path, place: str, read: Sequence[Path]) -> dict[str, str]:
     known = {*read, *(parent for path in read for parent in path.parents)}
     places = [folder, folder / place]
     found = [path for where in places for path in _entries(where) if path not in known]
-    found += [path for where in places for path in sorted(where.glob("_*")) if _stem(path, QRELS_SUFFIXES)]
+    shards = sorted({path.parent for path in read} - {*places})
+    found += [path for where in (*places, *shards) for path in sorted(where.glob("_*")) if _stem(path, QRELS_SUFFIXES)]
     return {printable(path.relative_to(folder)): _reason(path, folder, place) for path in found}
 
 

@@ -92,7 +92,7 @@ def _columns(path: Path, table: str, optional: Sequence[str] = ()) -> dict[str, 
             if twice := next((name for name in names.values() if there.count(name) > 1), None):
                 raise DataError(f"{path}: two columns are named '{twice}'. Rename or remove one of them.")
             found = read([name for name in names.values() if name in there])
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:  # the last for the name of a column
         raise DataError(f"{path} cannot be read as {kind} ({str(error)[:160]}). Write the file again.") from None
     return {field: found.column(name) for field, name in names.items()}
 
@@ -112,7 +112,23 @@ def _opened(path: Path, kind: str) -> Iterator[tuple[list[str], Callable[[list[s
         whole = mapped.read(6) == b"ARROW1"
         mapped.seek(0)
         arrow = pa.ipc.open_file(mapped) if whole else pa.ipc.open_stream(mapped)
-        yield arrow.schema.names, lambda names: arrow.read_all().select(names)
+        yield arrow.schema.names, lambda names: _sound(arrow.read_all().select(names))
+
+
+def _sound(table: pa.Table) -> pa.Table:
+    """The table, if what its file says of itself holds: Arrow maps a damaged one as it is, and would read beyond its end.
+
+    Raises ArrowInvalid. Bytes that are no UTF-8 are left to whoever reads the column, who names the row.
+    """
+    import pyarrow as pa
+
+    for chunk in (chunk for column in table.columns for chunk in column.chunks):  # each, since the first fault of a column ends its check
+        try:
+            chunk.validate(full=True)
+        except pa.ArrowInvalid as error:
+            if "UTF8" not in str(error):
+                raise
+    return table
 
 
 def _ids(column: pa.ChunkedArray, path: Path, name: str) -> list[str | None]:

@@ -28,12 +28,12 @@ from components.data.dataset import (
     RawTables,
     judgement_table,
     no_translations,
-    normalise_text,
     origin_of,
     query_table,
     stable_order,
+    wording,
 )
-from components.data.layout import SourceFiles, locate
+from components.data.layout import SourceFiles, locate, nearly_dev
 from components.data.left_out import leave_out
 from components.errors import DataError
 
@@ -143,10 +143,10 @@ def hold_out_dev(tables: RawTables, share: float, seed: int) -> RawTables:
     if complete.issuperset(tables.sources or [""]):
         return tables
     texts = tables.queries.loc[tables.queries["query_id"].isin(train)].drop_duplicates("query_id").fillna("")
-    wording = {query: normalise_text(text) for query, text in zip(texts["query_id"], texts["text"], strict=True)}
-    order = stable_order((text for query, text in wording.items() if origin_of(query, tables.sources) not in complete), seed)
+    wordings = {query: wording(text) for query, text in zip(texts["query_id"], texts["text"], strict=True)}
+    order = stable_order((text for query, text in wordings.items() if origin_of(query, tables.sources) not in complete), seed)
     chosen = set(order[: max(1, round(share * len(order)))] if len(order) > 1 else [])
-    held_out = {query for query, text in wording.items() if text in chosen}
+    held_out = {query for query, text in wordings.items() if text in chosen}
     moved = judgements["query_id"].isin(held_out) & (judgements["split"] == "train")
     split = judgements["split"].mask(moved, "dev")
     return replace(tables, judgements=judgements.assign(split=split), notes={**tables.notes, "dev_held_out_of_train": len(held_out)})
@@ -198,7 +198,10 @@ def read_ir_set(source: str) -> RawTables:
     whole, splits = _opened(source)
     with _reading(source):
         documents = pd.DataFrame([_document(row) for row in whole.docs_iter()], columns=list(DOCUMENT_COLUMNS)).astype("str")
-        queries = {str(row.query_id): _text(row) for part in splits.values() for row in part.queries_iter()}
+        queries: dict[str, str] = {}
+        for query, text in ((str(row.query_id), _text(row)) for part in splits.values() for row in part.queries_iter()):
+            if queries.setdefault(query, text) != text:  # numbered anew in each split: one text would be judged by both's documents
+                raise DataError(f"'{source}' has two queries of the id '{query}' in its splits. Export it to a folder, with other ids.")
         judged = [
             judgement_table([(str(row.query_id), str(row.doc_id), int(row.relevance)) for row in part.qrels_iter()], split)
             for split, part in splits.items()
@@ -237,7 +240,11 @@ def _opened(source: str) -> tuple[Any, dict[str, Any]]:
             raise DataError(f"ir_datasets has no data set '{name}'. Names that are near: {near}.")
         whole = ir_datasets.load(name)
         ends = {entry.removeprefix(f"{name}/"): entry for entry in known if entry.startswith(f"{name}/")}
-        splits = {_SPLITS[end]: ir_datasets.load(entry) for end, entry in ends.items() if end in _SPLITS}
+        named = [end for end in ends if end in _SPLITS]
+        if twice := next((end for end in named if [_SPLITS[other] for other in named].count(_SPLITS[end]) > 1), None):
+            both = " and ".join(end for end in named if _SPLITS[end] == _SPLITS[twice])
+            raise DataError(f"'{source}' has the split '{_SPLITS[twice]}' twice: {both}. Export it to a folder with the one that counts.")
+        splits = {_SPLITS[end]: ir_datasets.load(ends[end]) for end in named}
         if not splits and whole.has_qrels():
             splits = {_SPLITS.get(name.rpartition("/")[2], "test"): whole}
         splits = {split: part for split, part in splits.items() if part.has_qrels() and part.has_queries()}
@@ -383,6 +390,8 @@ def remarks_on(config: DataConfig) -> list[str]:
             files = locate(folder := _folder(part))
             said += [f"{name}: read from the hub's data set at commit {folder.name}."] if is_hub_set(part.source) else []
             said += [f"{name}: {remark}" for remark in files.remarks]
+            not_dev = "is a further one, and dev is held out of train. Call its file dev if that is what it is"
+            said += [f"{name}: the split '{split}' {not_dev}." for split in nearly_dev(files.qrels)]
             said += [f"{name}: {path} is not read: {reason}." for path, reason in files.unread.items()]
     return said
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from components.artifacts import Artifact, DatasetArtifact, Scalar, file_sha256, read_versioned, seal, write_atomic, write_json
-from components.data.contracts import FURTHER, TITLES, UNLABELLED, Check, Contract, Rule, load_contracts
+from components.data.contracts import FURTHER, TITLES, UNLABELLED, Check, Contract, Rule, contracts_digest, load_contracts
 from components.data.dataset import NAMED_SPLITS, Dataset, are_among, load_dataset, may_read_as, normalise_text
 from components.data.left_out import read_left_out
 from components.data.validation_report import (
@@ -39,7 +39,7 @@ from components.data.validation_report import (
     requirement,
 )
 from components.data.values import on_one_line
-from components.errors import ArtifactError, DataError
+from components.errors import ArtifactError, ConfigError, DataError
 from components.text import INVISIBLE, VISIBLE
 
 if TYPE_CHECKING:
@@ -249,10 +249,10 @@ def _queries_of(dataset: Dataset, split: str) -> pd.DataFrame:
 
 
 def _key(text: object, normalised: bool) -> str:
-    """What is compared; empty for a text that cannot leak, such as one of punctuation alone once it is normalised."""
+    """What is compared; empty for a text that is missing or blank. One without letters and numbers, as of emoji, stands as it is."""
     if not isinstance(text, str):
         return ""
-    return _normalised(text) if normalised else text
+    return (_normalised(text) or text.strip()) if normalised else text
 
 
 def _judged(dataset: Dataset, rule: Rule) -> pd.Series:
@@ -288,12 +288,15 @@ _IDS = {
 }
 
 
-def validate(dataset: DatasetArtifact, contracts: Path, folder: Path) -> Artifact:
+def validate(dataset: DatasetArtifact, contracts: Path, folder: Path, expected: str | None = None) -> Artifact:
     """Check every rule and write report.json and report.html into `folder`; violations are reported, not raised.
 
-    Raises ConfigError for a contract that cannot be checked.
+    Raises ConfigError for a contract that cannot be checked, also when the files are not those of the digest `expected` once they have
+    been read.
     """
     loaded = load_contracts(contracts)
+    if expected is not None and contracts_digest(contracts) != expected:  # what they say would be found under the key of others
+        raise ConfigError(f"The contracts in {contracts} changed while they were read. Run the command again when nobody edits them.")
     Thread(target=_import_expectations).start()
     report = ValidationReport(
         dataset=str(dataset.attributes.get("name", "")),

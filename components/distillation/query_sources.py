@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, VectorShards, by_role, parents_of
-from components.data.dataset import TRANSLATED, load_dataset, normalise_text
+from components.data.dataset import TRANSLATED, load_dataset, wording
 from components.distillation.config import DistillationConfig
 from components.distillation.teacher_targets import write_teacher_targets
 from components.errors import DataError
@@ -166,9 +166,9 @@ def learnable(dataset: Dataset, config: DistillationConfig, generated: Sequence[
         "generated": list(generated),
     }
     tested = held_out_wordings(dataset)
-    kept = {source: [text for text in texts if normalise_text(text) not in tested] for source, texts in drawn.items()}
+    kept = {source: [text for text in texts if wording(text) not in tested] for source, texts in drawn.items()}
     if same:
-        kept[TRANSLATED] = [text for text in kept[TRANSLATED] if normalise_text(same[text]) not in tested]
+        kept[TRANSLATED] = [text for text in kept[TRANSLATED] if wording(same[text]) not in tested]
     left_out = {source: len(set(texts)) - len(set(kept[source])) for source, texts in drawn.items()}
     return {"train": dataset.judged_queries("train")["text"].tolist(), **kept}, left_out
 
@@ -186,7 +186,7 @@ def originals(dataset: Dataset) -> dict[str, str]:
 def held_out_wordings(dataset: Dataset) -> frozenset[str]:
     """The normalised texts of the judged queries of every split but train."""
     splits = [split for split in dataset.splits if split != "train"]
-    return frozenset(normalise_text(text) for split in splits for text in dataset.judged_queries(split)["text"]) - {""}
+    return frozenset(wording(text) for split in splits for text in dataset.judged_queries(split)["text"]) - {""}
 
 
 def document_sentences(texts: Sequence[str], count: int, seed: int) -> list[str]:
@@ -309,7 +309,8 @@ def answerable(
                 f"{sum(read_as(source, text) not in known[source] for text in texts):,} that of their documents stands in",
                 flush=True,
             )
-    return teacher.with_stand_ins(others), chosen, [text for text in held_out if text in _known(teacher, held_out)]
+    answered = _known(teacher, held_out)
+    return teacher.with_stand_ins(others), chosen, [text for text in held_out if text in answered]
 
 
 def stand_ins(dataset: Dataset, documents: TextVectors) -> dict[str, NDArray[np.float32]]:

@@ -32,7 +32,7 @@ from components.artifacts import (
     seal,
     write_json,
 )
-from components.data.dataset import load_dataset, normalise_text
+from components.data.dataset import load_dataset, wording
 from components.distillation.config import HELD_OUT_TITLES, DistillationConfig, RefineTitles
 from components.distillation.objectives import Refinement, alignment_loss, refinement_loss, similarity_loss
 from components.distillation.plan import (
@@ -187,7 +187,7 @@ def noised_copies(dataset: Dataset, texts: Sequence[str], config: DistillationCo
     for number, copy in zip(order, noise([texts[i] for i in order], config.seed), strict=True):
         if len(found) >= config.noised:
             break
-        if copy not in known and not is_blank(copy) and normalise_text(copy) not in tested:
+        if copy not in known and not is_blank(copy) and wording(copy) not in tested:
             found.setdefault(copy, number)
     return found
 

@@ -68,9 +68,16 @@ class FaissEngine:
     pieces: Sequence[OpenPart]
 
     def search(self, vectors: NDArray[np.float32], depth: int, settings: Settings) -> Found:
-        """All pieces of an inverted file have the same lists, so the lists to visit are looked for once."""
-        lists = _lists_to_visit(self.pieces[0].index, vectors, settings)
-        found = [piece.search(vectors, depth, settings, lists) for piece in self.pieces]
+        """All pieces of an inverted file have the same lists, so the lists to visit are looked for once.
+
+        A graph that is asked wider than it has rows is not walked, but all its rows are compared: equal ones may be linked to each other
+        alone. The tuning asks for no such width, which more documents would make an ordinary one.
+        """
+        pieces, first = self.pieces, self.pieces[0].index
+        if _rows_of_graph(first) is not None and (settings.ef_search or 0) > max(16, self._rows):
+            pieces, vectors = [replace(piece, index=_rows_of_graph(piece.index)) for piece in pieces], transformed(first, vectors)
+        lists = _lists_to_visit(pieces[0].index, vectors, settings)
+        found = [piece.search(vectors, depth, settings, lists) for piece in pieces]
         return found[0] if len(found) == 1 else best_of(found, depth)
 
     def vectors_of(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -417,6 +424,16 @@ def graph(index: Any) -> Any | None:
 
     inner = inner_index(index)
     return inner if isinstance(inner, faiss.IndexHNSW) else None
+
+
+def _rows_of_graph(index: Any) -> Any | None:
+    """What the graph of an index links, in the order of its rows; None for other kinds, and where it cannot be searched by itself."""
+    import faiss
+
+    if (small_world := graph(index)) is None:
+        return None
+    rows = faiss.downcast_index(small_world.storage)
+    return rows if isinstance(rows, faiss.IndexFlat | faiss.IndexScalarQuantizer) else None
 
 
 def trained_lists(index: Any) -> int:

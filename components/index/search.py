@@ -7,7 +7,7 @@ the same documents come back in the same order.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -53,6 +53,8 @@ SCORE_DIGITS = 6  # that scores are rounded to: what differs by less are equals,
 # So an exact search takes its candidates from FAISS, some more than it needs, and their scores from one arithmetic for all batches.
 _ROUGH = 5e-6
 _AT_ONCE = 2**21  # numbers that are multiplied as float64 at a time
+_SHARED = 8  # times the candidates of one query, to which those of all may come for a product of all with all to be the cheaper way
+_HELD = 2**22  # documents of all answers that are fetched at a time where ties lead deep
 # Rows fetched beyond what is needed, to see whether documents tie with the last one.
 _MARGIN = 16
 Blocks = Callable[[], Iterable[NDArray[np.float32]]]
@@ -107,7 +109,7 @@ class VectorIndex:
     def found(self, vectors: NDArray[np.float32], k: int) -> Found:
         """Scores and row numbers (n, k), as the index finds them with its parameters; -1 where it finds fewer than k."""
         if self.flat:
-            return self._ordered(vectors, k, k + _MARGIN, self._scored, _ROUGH)
+            return self._ordered(vectors, k, k + _MARGIN, lambda some, n: self._scored(some, self._found(some, n)), _ROUGH)
         if self.stored is None or self.settings.refine_factor is None:
             return self._ordered(vectors, k, k + _MARGIN, self._found)
         return self._refined(vectors, k, k * self.settings.refine_factor + _MARGIN)
@@ -145,7 +147,7 @@ class VectorIndex:
         scores, rows = self.found(vectors, k)
         short = np.flatnonzero(rows[:, k - 1] < 0)
         if len(short):
-            wider = self.settings.wider(len(self.rows))
+            wider = self.settings.wider(max(16, len(self.rows)) + 1)  # at last wider than a graph has rows
             widest = wider == self.settings
             again = self._brute_force if widest else replace(self, settings=wider)._filled
             scores[short], rows[short] = again(vectors[short], k)
@@ -160,7 +162,11 @@ class VectorIndex:
                 "for. Build it with index.refine fp16 or int8."
             )
         stored = self.stored
-        return self._by_blocks(vectors, k, lambda: stored.blocks(BLOCK))
+
+        def fetch(some: NDArray[np.float32], depth: int) -> Found:
+            return self._scored(some, nearest(some, stored.blocks(BLOCK), depth, self.rows.deleted), stored)
+
+        return self._ordered(vectors, k, k + _MARGIN, fetch, _ROUGH)
 
     def _by_blocks(self, vectors: NDArray[np.float32], k: int, blocks: Blocks) -> Found:
         return self._ordered(vectors, k, k + _MARGIN, lambda some, depth: nearest(some, blocks(), depth, self.rows.deleted))
@@ -168,14 +174,23 @@ class VectorIndex:
     def _found(self, vectors: NDArray[np.float32], depth: int) -> Found:
         return self.engine.search(vectors, depth, self.settings)
 
-    def _scored(self, vectors: NDArray[np.float32], depth: int) -> Found:
-        """`_found` of an exact index with the scores worked out again in float64, so that they do not depend on the batch."""
-        rough, rows = self._found(vectors, depth)
+    def _scored(self, vectors: NDArray[np.float32], found: Found, stored: StoredVectors | None = None) -> Found:
+        """What an exact search found with the scores worked out again in float64, so that they do not depend on the batch.
+
+        From the `stored` vectors; None: from those of the engine.
+        """
+        rough, rows = found
+
+        def kept(some: NDArray[np.int64]) -> NDArray[np.float64]:
+            return (self.engine.vectors_of(some) if stored is None else _vectors_at(stored, some)).astype(np.float64)
+
+        step = _AT_ONCE // max(1, rows.shape[1] * self.dimension)
+        if not step and (shared := _products_of_shared(vectors, rows, kept)) is not None:
+            return np.where(rows < 0, rough, shared), rows
         scores = np.empty(rows.shape, np.float64)
-        step = max(1, _AT_ONCE // max(1, depth * self.dimension))
-        for start in range(0, len(rows), step):
-            some = slice(start, start + step)
-            scores[some] = (self.engine.vectors_of(rows[some]).astype(np.float64) @ vectors[some, :, None].astype(np.float64))[..., 0]
+        for start in range(0, len(rows), max(1, step)):
+            some = slice(start, start + max(1, step))
+            scores[some] = (kept(rows[some]) @ vectors[some, :, None].astype(np.float64))[..., 0]
         return np.where(rows < 0, rough, scores), rows
 
     def _ordered(
@@ -195,8 +210,8 @@ class VectorIndex:
         goes_on = (scores[:, k - 1] <= scores[:, -1] + slack) & np.isfinite(scores[:, -1])
         undecided = np.flatnonzero(goes_on) if depth < len(self) else np.empty(0, np.int64)
         scores, rows = scores[:, :k].astype(np.float32), rows[:, :k]
-        if len(undecided):
-            scores[undecided], rows[undecided] = self._ordered(vectors[undecided], k, depth * 4, fetch, slack)
+        for some in _in_groups(undecided, depth * 4):
+            scores[some], rows[some] = self._ordered(vectors[some], k, depth * 4, fetch, slack)
         return scores, rows
 
     def _refined(self, vectors: NDArray[np.float32], k: int, depth: int) -> Found:
@@ -213,14 +228,47 @@ class VectorIndex:
         rows.sort(axis=1)  # the same order of reading, so the same rounding, however the candidates were found
         scores, rows = self._sorted(self.stored.scores(vectors, rows), rows)  # type: ignore[union-attr]  # only called with vectors
         scores, rows = scores[:, :k].astype(np.float32), rows[:, :k]
-        if len(too_few):
-            scores[too_few], rows[too_few] = self._refined(vectors[too_few], k, depth * 4)
+        for some in _in_groups(too_few, depth * 4):
+            scores[some], rows[some] = self._refined(vectors[some], k, depth * 4)
         return scores, rows
 
     def _sorted(self, raw: NDArray[np.float32], rows: NDArray[np.int64]) -> Found:
         scores = np.round(raw, SCORE_DIGITS) + np.float32(0)  # + 0 turns -0.0 into 0.0
         by_score_then_id = np.lexsort((self.rows.order[rows], -scores), axis=1)
         return np.take_along_axis(scores, by_score_then_id, 1), np.take_along_axis(rows, by_score_then_id, 1)
+
+
+def _in_groups(queries: NDArray[np.int64], depth: int) -> Iterator[NDArray[np.int64]]:
+    """The numbers of queries in groups of which answers so deep fit into memory: a text that half of the documents have ties with all."""
+    step = max(1, _HELD // depth)
+    return (queries[start : start + step] for start in range(0, len(queries), step))
+
+
+def _products_of_shared(
+    vectors: NDArray[np.float32], rows: NDArray[np.int64], kept: Callable[[NDArray[np.int64]], NDArray[np.float64]]
+) -> NDArray[np.float64] | None:
+    """Inner products of query i with `kept(rows[i])`, float64 (n, c), that reads each row once; None where queries share too few of them.
+
+    Where ties lead deep, one query's candidates alone can be all documents, and another one's are the same.
+    """
+    order = np.argsort(rows, axis=None)
+    ordered = rows.reshape(-1)[order]
+    distinct = ordered[np.diff(ordered, prepend=ordered[0] - 1) > 0]
+    if len(distinct) > _SHARED * rows.shape[1]:
+        return None
+    products, wide = np.empty(rows.size, np.float64), vectors.astype(np.float64)
+    step = max(1, _AT_ONCE // max(vectors.shape))
+    for start in range(0, len(distinct), step):
+        chunk = distinct[start : start + step]
+        first, end = np.searchsorted(ordered, chunk[[0, -1]] + np.array([0, 1]))
+        here = order[first:end]
+        products[here] = (wide @ kept(chunk).T)[here // rows.shape[1], np.searchsorted(chunk, ordered[first:end])]
+    return products.reshape(rows.shape)
+
+
+def _vectors_at(stored: StoredVectors, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Unit vectors, float32 (*rows.shape, d); -1, which stands for nothing found, gives any."""
+    return stored.unit_vectors(np.maximum(rows, 0).reshape(-1)).reshape(*rows.shape, -1)
 
 
 def index_in_memory(vectors: NDArray[np.float32], doc_ids: Sequence[str], space_id: str) -> VectorIndex:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -124,6 +125,8 @@ def test_what_the_contracts_cover() -> None:
         ("documents", lambda table: table["properties"][1].update(logicalTypeOptions={"pattern": "("}), "not a regular expression"),
         ("documents", lambda table: table["properties"][1].update(logicalTypeOptions={"maxLength": "x"}), "must be a whole number"),
         ("judgements", lambda table: table["properties"][0]["relationships"][0].update(to="users.id"), "relationship to 'users.id'"),
+        ("judgements", lambda table: table["properties"][0]["relationships"][0].update(to="judgements.score"), "a score is a number"),
+        ("judgements", lambda table: table["properties"][2].update(relationships=[{"to": "queries.query_id"}]), "a score is a number"),
         ("documents", lambda table: table.update(qualty=[]), "schema.0.qualty is no field"),
         ("documents", lambda table: table["properties"][2].update(requird=True), "schema.0.properties.2.requird is no field"),
         ("documents", lambda table: table["properties"][2]["quality"][0].update(severty="error"), "quality.0.severty is no field"),
@@ -140,6 +143,12 @@ def test_a_contract_that_cannot_be_checked_is_refused(folder: Path, name: str, c
     found = refused(folder, name, change)
     assert message in found
     assert f"{name}.yaml" in found
+
+
+def test_a_contract_whose_name_is_no_utf_8_is_refused_by_name(folder: Path) -> None:
+    (folder / os.fsdecode(b"old\xff.yaml")).write_text("a: 1")
+    with pytest.raises(ConfigError, match=r"the name b'old\\xff\.yaml' of a contract is not UTF-8"):
+        contracts_digest(folder)
 
 
 def test_a_table_without_a_contract_and_an_empty_folder_are_refused(folder: Path, tmp_path: Path) -> None:

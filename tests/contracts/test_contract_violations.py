@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,12 +17,13 @@ import yaml
 from components.artifacts import Artifact, verify
 from components.data import validation
 from components.data.config import DataConfig
-from components.data.contracts import contracts_folder
+from components.data.contracts import contracts_digest, contracts_folder
 from components.data.dataset import normalise_text
 from components.data.snapshot import snapshot
 from components.data.validation import load_report, require_valid, validate
 from components.data.validation_report import RuleResult
-from components.errors import DataError
+from components.errors import ConfigError, DataError
+from flows.steps import validation_step
 from tests.data_world import Row, documents, qrels, queries, write_folder, write_lines, write_rows
 
 Change = Callable[[Path], object]
@@ -432,3 +435,36 @@ def test_of_documents_without_fault_a_suite_is_shown_one_and_few_titles_are_norm
     require_valid(check(folder))
     assert shown == [1, 1, 1, 0]  # documents, judgements, queries; none are unlabelled
     assert len(normalised) == 140  # queries of dev and test, none of train, and none of 2,080 titles
+
+
+def test_contracts_that_change_while_they_are_read_are_not_checked_under_the_key_of_others(tmp_path: Path) -> None:
+    contracts = tmp_path / "contracts"
+    shutil.copytree(contracts_folder(""), contracts)
+    folder, digest = write_folder(tmp_path / "data"), contracts_digest(contracts)
+    dataset = snapshot(DataConfig(source=str(folder)), empty(tmp_path / "dataset"))
+    assert validate(dataset, contracts, empty(tmp_path / "first"), digest).attributes["passed"]
+    queries_contract = contracts / "queries.yaml"
+    queries_contract.write_text(queries_contract.read_text().replace("severity: error", "severity: warning"))
+    with pytest.raises(ConfigError, match=r"The contracts in .* changed while they were read"):
+        validate(dataset, contracts, empty(tmp_path / "second"), digest)
+    assert not any((tmp_path / "second").iterdir())
+    config: Any = SimpleNamespace(data=SimpleNamespace(contracts=str(contracts)))
+    step = validation_step(config, dataset)  # its key is that of the contracts as they are now
+    queries_contract.write_text(queries_contract.read_text().replace("severity: warning", "severity: error"))
+    with pytest.raises(ConfigError, match=r"The contracts in .* changed while they were read"):
+        step.make(empty(tmp_path / "third"))
+
+
+def empty(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def test_queries_of_emoji_alone_leak_only_where_they_are_the_same(tmp_path: Path) -> None:
+    folder, rows = write_folder(tmp_path / "data"), queries()
+    texts = {0: "🍕", 1: "🍣🍶", 150: " 🍕 ", 151: "🍶🍣", 152: "->"}
+    for number, text in texts.items():
+        rows[number]["text"] = text
+    write_rows(folder / "queries.jsonl", rows)
+    broken = {result.rule: result.count for result in load_report(check(folder)).errors}
+    assert broken == {"leakage.test_in_train.normalised": 1}

@@ -152,6 +152,13 @@ def test_a_translation_that_says_what_a_held_out_query_says_is_left_out_and_coun
     assert sources["translated"] == ["wo ist brot"] and left_out["translated"] == 2
 
 
+def test_a_text_of_emoji_alone_is_learned_unless_it_is_the_held_out_one() -> None:
+    whole = translated(("🍯", "where is bread"), ("🍞", "where is bread"))
+    honey = whole.queries["text"].mask(whole.queries["text"].str.lower() == "where is honey", "🍯 ")
+    sources, left_out = learnable(replace(whole, queries=whole.queries.assign(text=honey)), DistillationConfig(titles=0))
+    assert sources["translated"] == ["🍞"] and left_out["translated"] == 1
+
+
 def test_a_share_of_translations_needs_some() -> None:
     config = DistillationConfig(titles=8, source_shares={"translated": 0.5, "train": 0.5})
     with pytest.raises(DataError, match="translated"):

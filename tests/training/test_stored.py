@@ -279,6 +279,9 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "short", "260 vectors and 5 ids")
     np.save(tmp_path / "short" / "documents.npy", np.array([DOCUMENTS[0], "x"], dtype=object), allow_pickle=True)
     refused(tmp_path / "short", "not a table of numbers")
+    whole = (tmp_path / "short" / "documents.npy").read_bytes()
+    (tmp_path / "short" / "documents.npy").write_bytes(whole.replace(b"}", b"(", 1))  # a header that breaks off
+    refused(tmp_path / "short", "not a table of numbers")
     np.save(tmp_path / "short" / "documents.npy", DOCUMENTS[0])
     refused(tmp_path / "short", r"of the shape \(16,\)")
     (tmp_path / "short" / "documents.ids.txt").unlink()
@@ -453,6 +456,18 @@ def test_documents_stand_in_for_train_queries_without_vectors_and_for_titles(dat
     assert held_out == []
     found = teacher.encode(["where is number 7?", "where is number 99?", "Entry 200"])
     assert np.allclose(found, [unit(near(DOCUMENTS))[7], unit(DOCUMENTS)[99], unit(DOCUMENTS)[200]], atol=1e-6)
+
+
+def test_which_queries_have_a_vector_is_looked_up_once(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each held-out query all of them were looked up again: 50,000 dev queries took an hour."""
+    parquet(tmp_path / "v" / "documents.parquet", IDS, DOCUMENTS)
+    parquet(tmp_path / "v" / "queries.parquet", QUERIES, near(DOCUMENTS))
+    _, query, document = taken(data, tmp_path / "v", tmp_path / "towers")
+    asked, knows = list[str](), type(query).knows
+    monkeypatch.setattr(type(query), "knows", lambda self, texts: asked.extend(texts) or knows(self, texts))
+    held_out = dev_queries(data)
+    assert answerable(query, document, data, ({"train": held_out[:1]}, held_out))[2] == held_out
+    assert len(asked) == 1 + len(held_out)
 
 
 def test_a_translation_of_a_stored_query_has_its_vector_and_one_of_an_unknown_text_is_left_out(data: Dataset, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -210,7 +211,7 @@ def _rows_of(named: str, chunk: pa.Array) -> tuple[Counter[int], NDArray[np.floa
 def _opened_npy(path: Path) -> NDArray[Any]:
     try:
         found: NDArray[Any] = np.load(path, allow_pickle=False, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, TokenError) as error:  # the last for a header that breaks off
         raise DataError(f"{path} is not a table of numbers as numpy.save writes it ({str(error).splitlines()[0]}).") from None
     if not isinstance(found, np.ndarray):
         raise DataError(f"{path} is an archive of tables (.npz). Write the one table of vectors with numpy.save.")

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -217,6 +218,24 @@ def test_an_arrow_file_that_is_none_is_one_sentence(tmp_path: Path, content: byt
     folder = write_folder(tmp_path / "data")
     (folder / "corpus.jsonl").unlink()
     (folder / "corpus.arrow").write_bytes(content)
+    with pytest.raises(DataError, match=r"corpus\.arrow cannot be read as Arrow .*Write the file again\."):
+        read(folder)
+
+
+@pytest.mark.parametrize("before", [b"d0", b"\xff"])  # a fault that is told by its row does not hide that of a later batch
+def test_an_arrow_file_that_was_damaged_is_one_sentence(tmp_path: Path, before: bytes) -> None:
+    """Arrow maps it as it is: texts of less than no length ended in a SystemError, others were memory of something else."""
+    folder, rows = write_folder(tmp_path / "data"), documents()
+    (folder / "corpus.jsonl").unlink()
+    ids = pa.array([row["_id"] for row in rows])
+    ends = np.frombuffer(ids.buffers()[1], np.int32).copy()
+    ends[8] = 2**30
+    broken = pa.Array.from_buffers(pa.string(), len(ids), [None, pa.py_buffer(ends), ids.buffers()[2]])
+    table = pa.table({"_id": broken, "text": [row["text"] for row in rows]})
+    first = pa.Array.from_buffers(pa.string(), 1, pa.array([before]).buffers())
+    with pa.ipc.new_stream(folder / "corpus.arrow", table.schema) as out:
+        out.write_table(pa.table({"_id": first, "text": ["x"]}))
+        out.write_table(table)
     with pytest.raises(DataError, match=r"corpus\.arrow cannot be read as Arrow .*Write the file again\."):
         read(folder)
 

@@ -108,6 +108,24 @@ def test_a_name_that_is_not_there_is_one_sentence(name: str, words: str, package
         ir_sets.read_ir_set(f"ir_datasets:{name}")
 
 
+def test_queries_that_each_split_numbers_anew_are_refused(package: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text of the last split was judged by the documents of both."""
+    again = [Topic("q1", "one", ""), Topic("q2", "two", "")]
+    monkeypatch.setitem(SETS, "beir/toy/test", part(TEXTS, again, [Judged("q2", "d2", 1, "0")]))
+    assert len(ir_sets.read_ir_set("ir_datasets:beir/toy").queries) == 2
+    monkeypatch.setitem(SETS, "beir/toy/test", part(TEXTS, [Topic("q1", "another", "")], [Judged("q1", "d2", 1, "0")]))
+    with pytest.raises(DataError, match=r"'ir_datasets:beir/toy' has two queries of the id 'q1' in its splits"):
+        ir_sets.read_ir_set("ir_datasets:beir/toy")
+
+
+def test_two_splits_that_both_mean_dev_are_refused(package: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for end in ("dev", "validation"):
+        monkeypatch.setitem(SETS, f"beir/toy/{end}", SETS["beir/toy/train"])
+    monkeypatch.setattr(sys.modules["ir_datasets"], "registry", list(SETS))
+    with pytest.raises(DataError, match="has the split 'dev' twice: dev and validation"):
+        ir_sets.read_ir_set("ir_datasets:beir/toy")
+
+
 def test_a_set_that_cannot_be_fetched_is_one_sentence(package: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> Any:
         raise RuntimeError("All download sources failed\n  http://...")

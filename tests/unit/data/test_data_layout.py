@@ -266,3 +266,55 @@ def test_shards_that_lie_in_no_folder_of_their_own_are_read(folder: Path) -> Non
     write_rows(folder / "corpus-00001-of-00002.jsonl", documents()[5:])
     assert read_source(DataConfig(source=str(folder))).documents["doc_id"].tolist() == [row["_id"] for row in documents()]
     assert locate(folder).unread == {}
+
+
+def test_two_writings_of_one_table_in_shards_are_not_put_together(folder: Path) -> None:
+    """Each of them is whole, so that no shard is missing: an old corpus would be searched beside the new one."""
+    (folder / "corpus.jsonl").rename(folder / "corpus-00000-of-00001.jsonl")
+    write_rows(folder / "documents-00000-of-00001.jsonl", [{"_id": "old", "text": "of last year"}])
+    assert "the same table twice: corpus-00000-of-00001.jsonl and documents-00000-of-00001.jsonl" in refused(folder)
+    (folder / "documents-00000-of-00001.jsonl").unlink()
+    assert len(read_source(DataConfig(source=str(folder))).documents) == 260
+    for number in range(2):
+        write_rows(folder / f"corpus-{number:05}-of-00002.jsonl", [{"_id": f"old{number}", "text": "of last year"}])
+    assert "holds the shards of two writings: corpus-00000-of-00001 and corpus-00000-of-00002" in refused(folder)
+
+
+@pytest.mark.parametrize("old", ["qrels/test-00000-of-00002.tsv", "qrels/test/part-00000-of-00002.tsv"])
+def test_two_writings_of_one_split_are_not_put_together(folder: Path, old: str) -> None:
+    for number in range(2):
+        write_lines(folder / old.replace("00000", f"0000{number}", 1), [f"q{140 + number}\td{number}\t1"])
+    (folder / "qrels" / "test.tsv").rename(folder / old.replace("00000-of-00002", "00000-of-00001"))
+    assert "holds the shards of two writings: " in refused(folder)
+
+
+def test_a_shard_whose_name_makes_it_a_mark_is_named(folder: Path) -> None:
+    (folder / "corpus").mkdir()
+    (folder / "corpus.jsonl").rename(folder / "corpus" / "part-0.jsonl")
+    write_rows(folder / "corpus" / "_part-1.jsonl", [{"_id": "lost", "text": "x"}])
+    (folder / "corpus" / "_SUCCESS").write_text("")
+    assert list(locate(folder).unread) == ["corpus/_part-1.jsonl"]
+    assert "data: corpus/_part-1.jsonl is not read: a name that begins with _" in remarks(folder)
+
+
+@pytest.mark.parametrize(("name", "log"), [("corpus", "_delta_log"), ("corpus.parquet", ".hoodie"), ("qrels/test", "_delta_log")])
+def test_a_table_whose_log_says_which_of_its_files_count_is_refused(folder: Path, name: str, log: str) -> None:
+    """Rows that were removed long ago lie in its folder still, and came back."""
+    kind = "tsv" if "qrels" in name else "jsonl"
+    (folder / name / log).mkdir(parents=True)
+    place = folder / (f"{name}.tsv" if kind == "tsv" else "corpus.jsonl")
+    place.rename(folder / name / f"part-0.{kind}")
+    assert f"whose log {log} says which of its files count" in refused(folder)
+    (folder / name / log).rmdir()
+    assert len(read_source(DataConfig(source=str(folder))).documents) == 260
+
+
+@pytest.mark.parametrize("name", ["qrels.dev.small.tsv", "dev-mini.tsv", "Validation_set.tsv"])
+def test_a_split_that_is_nearly_called_dev_is_told_of(folder: Path, name: str) -> None:
+    """MS MARCO's dev is called so: it was a further split, and dev was held out of train without a word."""
+    (folder / "qrels" / name).write_text((folder / "qrels" / "dev.tsv").read_text())
+    assert "further one" not in remarks(folder)
+    (folder / "qrels" / "dev.tsv").unlink()
+    assert f"data: the split '{Path(name).stem}' is a further one, and dev is held out of train." in remarks(folder)
+    (folder / "qrels" / "train.tsv").unlink()  # then nothing is held out
+    assert "held out of train" not in remarks(folder)

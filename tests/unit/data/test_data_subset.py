@@ -54,6 +54,19 @@ def test_queries_of_one_wording_are_held_out_together(tmp_path: Path) -> None:
     assert not held_out & trained
 
 
+def test_queries_of_emoji_alone_are_held_out_one_by_one(tmp_path: Path) -> None:
+    """They were one wording: all of them went to dev, or none, and data of such queries alone had no dev at all."""
+    folder, rows = write_folder(tmp_path / "data"), queries()
+    (folder / "qrels" / "dev.tsv").unlink()
+    for number in range(120):
+        rows[number]["text"] = f"🍕{chr(0x1F330 + number // 2)}"
+    write_rows(folder / "queries.jsonl", rows)
+    judgements = read_source(DataConfig(source=str(folder), dev_share=0.2)).judgements
+    held_out = {int(query[1:]) // 2 for query in judgements.loc[judgements["split"] == "dev", "query_id"]}
+    trained = {int(query[1:]) // 2 for query in judgements.loc[judgements["split"] == "train", "query_id"]}
+    assert len(held_out) == 12 and not held_out & trained
+
+
 def test_one_train_query_is_not_taken_away() -> None:
     found = hold_out_dev(tables([("q", "d0", 1)], 3), 0.4, 13)
     assert found.judgements["split"].tolist() == ["train"]

@@ -21,6 +21,7 @@ from components.release.manifest import LineageNode
 from flows import replay as replaying
 from flows.replay import compare_evaluations, compare_lineage
 from flows.servers import ServerError
+from tests.data_world import write_folder
 from tests.unit.promotion_world import make_evaluation
 
 
@@ -186,7 +187,7 @@ def test_data_that_is_given_is_read_although_the_tables_of_the_record_are_there(
     (tmp_path / "kept").mkdir()
     kept = seal(tmp_path / "kept", "dataset")
     recorded = SimpleNamespace(digest=kept.digest, name="clinic", source_digest="as it was")
-    base: Any = SimpleNamespace(title="release/1", manifest=SimpleNamespace(dataset=recorded))
+    base: Any = SimpleNamespace(title="release/1", manifest=SimpleNamespace(dataset=recorded, lineage=()))
     config: Any = SimpleNamespace(data=SimpleNamespace(source="DIR"))
     monkeypatch.setattr(replaying, "_kept", lambda _: iter([DatasetArtifact(**kept.model_dump())]))
     monkeypatch.setattr("components.data.snapshot.snapshot", lambda _, folder: seal(folder, "dataset", counts={"documents": 1}))
@@ -214,7 +215,7 @@ def test_the_same_tables_are_the_data_of_a_release_whatever_their_folder_and_for
     (tmp_path / "made").mkdir()
     made = snapshot(written("hospital", comma=False), tmp_path / "made")
     recorded = SimpleNamespace(digest=made.digest, name="hospital", source_digest=made.attributes["source_digest"])
-    base: Any = SimpleNamespace(title="release/1", manifest=SimpleNamespace(dataset=recorded))
+    base: Any = SimpleNamespace(title="release/1", manifest=SimpleNamespace(dataset=recorded, lineage=()))
     for name, comma in (("copy", False), ("table", True)):
         config: Any = SimpleNamespace(data=written(name, comma))
         found = replaying._dataset(config, base, tmp_path / f"read-{name}", source_digest(config.data))
@@ -222,3 +223,18 @@ def test_the_same_tables_are_the_data_of_a_release_whatever_their_folder_and_for
     config = SimpleNamespace(data=written("other", comma=True, texts=[{**queries[0], "text": "another"}, *queries[1:]]))
     with pytest.raises(DataError, match="it was changed since"):
         replaying._dataset(config, base, tmp_path / "read-other", source_digest(config.data))
+
+
+def test_mixed_tables_are_the_data_of_a_release_whatever_the_first_folder_and_the_files_of_its_splits_are_called(tmp_path: Path) -> None:
+    """The names of mixed data sets, and that validation was read as dev, are a part of the digest too."""
+    first, further = write_folder(tmp_path / "clinic"), write_folder(tmp_path / "wards")
+    (first / "qrels" / "dev.tsv").rename(first / "qrels" / "validation.tsv")
+    (tmp_path / "made").mkdir()
+    made = snapshot(DataConfig(source=str(first), mix=(str(further),)), tmp_path / "made")
+    recorded = SimpleNamespace(digest=made.digest, name="clinic+wards", source_digest=made.attributes["source_digest"])
+    lineage = (LineageNode(digest=made.digest, kind="dataset", name="snapshot_data", counts=made.counts, attributes=made.attributes),)
+    base: Any = SimpleNamespace(title="release/1", manifest=SimpleNamespace(dataset=recorded, lineage=lineage))
+    first.rename(tmp_path / "copy")
+    (tmp_path / "copy" / "qrels" / "validation.tsv").rename(tmp_path / "copy" / "qrels" / "valid.tsv")
+    config: Any = SimpleNamespace(data=DataConfig(source=str(tmp_path / "copy"), mix=(str(further),)))
+    assert replaying._dataset(config, base, tmp_path / "read", source_digest(config.data)).digest == made.digest

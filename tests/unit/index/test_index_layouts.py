@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
+from components.index import search as searching
 from components.index.config import IndexConfig
-from components.index.engine import FaissEngine, Settings
+from components.index.engine import FaissEngine, Found, Settings
 from components.index.search import VectorIndex, index_in_memory, load_index
 from components.index.shards import read_vectors
 from tests.unit.index_world import SPACE, built, clustered, exact_ids, ids_of, shards_of, without
@@ -104,3 +106,82 @@ def test_what_is_stored(tmp_path: Path, refine: str, suffixes: set[str]) -> None
     if refine != "none":
         stored = np.load(tmp_path / "index" / "part-00000.vectors.npy")
         assert (stored.dtype, stored.shape) == (np.float16 if refine == "fp16" else np.int8, (150, 16))
+
+
+@pytest.mark.parametrize("key", ["HNSW8", "PCA8,HNSW8", "HNSW8_SQ8"])
+def test_a_graph_of_repeated_documents_finds_as_many_as_are_asked_for(tmp_path: Path, key: str) -> None:
+    """Equal documents are linked to each other alone, and a search for more than a group of them failed."""
+    data = np.repeat(clustered(12, centres=12), 60, axis=0)
+    index = opened(tmp_path / "index", shards_of(tmp_path / "vectors", data, [200]), [3, 700], index_key=key, refine="none")
+    for k in (10, 300, 1000):
+        assert {len(set(found)) for found in index.search(QUERIES, k)[1]} == {min(k, 718)}
+
+
+def test_what_fills_an_answer_up_and_what_it_is_compared_with_does_not_hang_on_the_batch(tmp_path: Path) -> None:
+    """FAISS's inner products of a large batch differ in the seventh digit from those of one query: near-duplicates changed places."""
+    wide, rng = 896, np.random.default_rng(5)
+    data = np.repeat(clustered(20, centres=20, dimension=wide), 20, axis=0) + rng.normal(size=(400, wide)) * 2e-5
+    queries = clustered(160, seed=1, centres=20, dimension=wide)
+    made = built(tmp_path / "index", shards_of(tmp_path / "vectors", data.astype(np.float32), []), IndexConfig(index_key="Flat"))
+    index = load_index(made.path, SPACE)
+    approximate = replace(index, flat=False, settings=Settings(refine_factor=4))
+    for search in (approximate.exact, index.search):
+        scores, ids = search(queries, 10)
+        single = [search(queries[i : i + 1], 10) for i in range(len(queries))]
+        assert ids == [found[0] for _, found in single]
+        np.testing.assert_array_equal(scores, np.concatenate([one for one, _ in single]))
+    assert approximate.exact(queries, 10)[1] == index.search(queries, 10)[1]
+
+
+@pytest.mark.parametrize("key", ["Flat", "IVF4,SQ8"])
+def test_ties_that_go_deep_are_held_for_some_queries_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    """All queries at once, each with most of the documents: 7,000 of them took 20 GB where half of 100,000 documents were equal."""
+    data = np.repeat(clustered(5, centres=5), [5, 400, 30, 30, 35], axis=0)
+    index = opened(tmp_path / "index", shards_of(tmp_path / "vectors", data, [200]), [], index_key=key)
+    expected, held = index.search(QUERIES, 10), list[int]()
+    search = FaissEngine.search
+
+    def noted(engine: FaissEngine, vectors: NDArray[np.float32], depth: int, wanted: Settings) -> Found:
+        held.append(len(vectors))
+        return search(engine, vectors, depth, wanted)
+
+    monkeypatch.setattr(FaissEngine, "search", noted)
+    monkeypatch.setattr("components.index.search._HELD", 100)
+    assert index.search(QUERIES, 10)[1] == expected[1]
+    assert held[0] == len(QUERIES) and len(held) > 3 and set(held[1:]) == {1}
+
+
+@pytest.mark.parametrize("key", ["Flat", "IVF4,SQ8"])
+def test_ties_that_go_deep_are_scored_some_documents_at_a_time_and_each_once_for_all_queries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """Each query took all documents at once as float64: GBs for a million of them, and a thousand queries took minutes."""
+    data = np.repeat(clustered(5, centres=5), [5, 400, 30, 30, 35], axis=0)
+    index = opened(tmp_path / "index", shards_of(tmp_path / "vectors", data, [200]), [7], index_key=key)
+    (expected, ids), read = index.exact(QUERIES, 450), list[int]()
+    where, name = (FaissEngine, "vectors_of") if key == "Flat" else (searching, "_vectors_at")
+    original = getattr(where, name)
+
+    def noted(holder: object, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        read.append(rows.size)
+        found: NDArray[np.float32] = original(holder, rows)
+        return found
+
+    monkeypatch.setattr(where, name, noted)
+    monkeypatch.setattr(searching, "_AT_ONCE", 100 * data.shape[1])
+    scores, again = index.exact(QUERIES, 450)
+    assert again == ids and max(read) <= 100 and sum(read) < 5 * len(data)
+    np.testing.assert_array_equal(scores, expected)
+
+
+def test_candidates_that_queries_do_not_share_are_read_for_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = clustered(3000, centres=60)
+    queries = data[::50]
+    index = index_in_memory(data, ids_of(len(data)), SPACE)
+    (expected, ids), read = index.search(queries, 10), list[tuple[int, ...]]()
+    original = FaissEngine.vectors_of
+    monkeypatch.setattr(FaissEngine, "vectors_of", lambda engine, rows: read.append(rows.shape) or original(engine, rows))
+    monkeypatch.setattr(searching, "_AT_ONCE", 1)
+    scores, again = index.search(queries, 10)
+    assert again == ids and read == [(1, 26)] * len(queries)
+    np.testing.assert_array_equal(scores, expected)
