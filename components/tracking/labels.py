@@ -47,6 +47,7 @@ _OF_A_REVIEW = frozenset({"by", "at", "on", "date", "time", "link", "url"})  # a
 _VERDICTS = frozenset({"approved", "approval", "accepted", "status", "verdict", "decision"})
 _REJECTION = re.compile(r"\W*reject\w*[\s:,;.(\-\u2013\u2014]*(.*?)\)?$", re.IGNORECASE)
 
+CUT_OFF = " … [cut off]"
 MAX_TAG = 8000
 MAX_PARAMETER = 6000
 MAX_DESCRIPTION = 5000
@@ -136,7 +137,7 @@ def name(text: str) -> str:
 
 def cut(text: str, limit: int) -> str:
     """`text`, ended with a mark when longer than `limit`; MLflow would cut it silently or refuse it."""
-    return text if len(text) <= limit else text[: limit - 12] + " … [cut off]"
+    return text if len(text) <= limit else text[: limit - len(CUT_OFF)] + CUT_OFF
 
 
 def prefixed(values: Mapping[str, Any]) -> dict[str, str]:
