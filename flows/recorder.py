@@ -200,8 +200,7 @@ def recorded_flow(name: str, flow: str, parameters: Mapping[str, Any], again: It
     with ExitStack() as marks:
         mark: Mark | None = None
         try:
-            for left, about, end in left_behind():
-                _close_left(left, about.get("prefect_flow_run_id"), end)
+            _close_all_left()
             tag_run(("scalingnote", f"retriever:{name}"))
             show_link(f"{name}-mlflow", run_link(run_id), "This run in MLflow")
             mark = marks.enter_context(marked_as_running(run_id, {"prefect_flow_run_id": flow_run.id}))
@@ -246,6 +245,17 @@ def _ended_by(error: BaseException) -> tuple[Status, str]:
         return "KILLED", "its process was told to end"
     cancelled_runs.add(str(flow_run.id))
     return "KILLED", CANCELLED
+
+
+def _close_all_left() -> None:
+    """Close what other flows have left. One of another team's, which this user may not change, is no reason to stop, and stays for them."""
+    for left, about, end, mark in left_behind():
+        try:
+            _close_left(left, about.get("prefect_flow_run_id"), end)
+            mark.remove()
+        except TrackingError as error:
+            said = str(error).partition("\n")[0]
+            say(f"The run {left} of a flow that has ended is still shown as running: {said}", WARNING)
 
 
 def _close_left(run_id: str, in_prefect: str | None, end: End) -> None:

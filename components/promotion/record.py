@@ -151,7 +151,7 @@ def require_decided(version: int, decisions: Sequence[DatedDecision], approval: 
 
 def _why_older(records: Sequence[Record]) -> str:
     """Why the reason that was given does not count. None ever would after a record of a clock that ran ahead."""
-    newest = str(records[-1].get("time")) if records else ""
+    newest = next((str(record.get("time")) for record in reversed(records) if record.get("action") != "vouch"), "")
     moment = moment_of(newest)
     if moment is not None and moment > datetime.now(UTC) + settings.CLOCK_SLACK:
         return (
@@ -318,12 +318,13 @@ def _proof(authentication: str, sequence: int | None, digest: str | None) -> dic
 
 def _proven_rollback(name: str, records: Sequence[Record], champion: int, reason: str) -> AuditedAction | None:
     """Tag the release that is left, so that the server's log says who did it; None where there is no log."""
-    if reviewers.require_audit_log(records) is None:
+    if (before := reviewers.require_audit_log(records)) is None:
         return None
     registry.set_version_tag(release_model(name), champion, reviewers.ROLLED_BACK, reason)
     entries = reviewers.require_audit_log(records) or []
     release = next((info for info in registry.versions(release_model(name)) if info.version == champion), None)
-    return reviewers.tag_act(entries, release, labels.PREFIX + reviewers.ROLLED_BACK) if release is not None else None
+    act = None if release is None else reviewers.tag_act(entries, release, labels.PREFIX + reviewers.ROLLED_BACK)
+    return act if act is not None and act.sequence > len(before) else None  # an older one is of somebody else, who was killed then
 
 
 # --- Signing afterwards what was promoted before there was a key, or with one that is withdrawn now.

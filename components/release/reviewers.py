@@ -122,11 +122,11 @@ def require_proven(records: Sequence[Record], entries: Sequence[AuditEntry]) -> 
     rested = False
     for record in standing(records):
         number, digest = proof_of(record)
-        rested = rested or digest is not None
+        rested = rested or bool(digest)
         if not rested or record.get("action") != "promote":
             continue
         about = f"Promotion record {record['sequence']} promotes release/{record.get('to_version')}"
-        if digest is None:
+        if not digest:
             raise ArtifactError(
                 f"{about} and rests on no entry of the audit log, though records before it do: no command has written it so, and nobody is "
                 "known to have approved it."
@@ -157,7 +157,7 @@ def _overrode(record: Record, entries: Sequence[AuditEntry]) -> bool:
 def require_not_own(record: Record, entries: Sequence[AuditEntry], manifest: ReleaseManifest) -> None:
     """Raise ArtifactError where the log says that who approved the release of `record`, by its proof, made its candidate or a part."""
     number, digest = proof_of(record)
-    act = act_of(entries[number - 1]) if digest is not None and record.get("action") == "promote" else None
+    act = act_of(entries[number - 1]) if digest and record.get("action") == "promote" else None
     if act is None:
         return
     candidate = (f"{record.get('retriever')}-candidate", record.get("candidate_version"))

@@ -10,6 +10,7 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,7 +24,7 @@ from components.tracking.live import KILLED, End, end_of, finished_runs
 from components.tracking.packaging import local_path
 from components.tracking.provenance import Provenance, claimed_user, provenance_tags, source_tags
 from components.tracking.registry import input_tags, log_inputs, log_output, log_source
-from components.tracking.store import NOTE, client, error_code, experiment_id, require_answer, translated
+from components.tracking.store import NOTE, TrackingError, client, error_code, experiment_id, require_answer, translated
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -258,7 +259,8 @@ def newest_flow_run(name: str, flow: str) -> FlowRun | None:
     One whose start is still to come counts where there is no other, and one that finished while the store was gone is closed now.
     """
     for run_id, end in finished_runs().items():
-        close_left_run(run_id, end)
+        with suppress(TrackingError):  # of a retriever that this user may not change; a server that is gone is told by what follows
+            close_left_run(run_id, end)
     condition = f"tags.`{labels.FLOW}` = '{flow}' and attributes.status = 'FINISHED'"
     found = _search(name, condition, _latest()) or _search(name, condition, _NEVER)
     return read_flow_run(found.info.run_id) if found else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,16 @@ def test_reason_that_is_older_than_the_champion_does_not_count(world: World) -> 
         promote(NAME, no_smoke)
     again = approve(NAME, number, "Ada", override="worse, but small")
     assert again.created and again.release_version == 3
+    assert promote(NAME, no_smoke).to_version == 3
+
+
+def test_a_reason_counts_although_the_records_were_signed_after_it(world: World) -> None:
+    with_better_champion(world)
+    approve(NAME, 2, "Ada", override="the better one leaks")
+    newest = {key: value for key, value in world.tracking.records[-1].items() if key not in ("sequence", "digest", "retriever")}
+    later = (datetime.now(UTC) + timedelta(seconds=1)).isoformat()
+    world.tracking.append_record(NAME, {**newest, "action": "vouch", "from_version": 2, "time": later})
+    assert approve(NAME, 2, "Ada", override="the better one leaks").created is False
     assert promote(NAME, no_smoke).to_version == 3
 
 
