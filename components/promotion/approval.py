@@ -22,6 +22,7 @@ from components.release.champion import (
     Record,
     candidate_model,
     expected_aliases,
+    moved,
     newest_promoted,
     registered,
     release_model,
@@ -188,10 +189,9 @@ def given_since(moment: str | None, records: Sequence[Record]) -> bool:
 
     Who signed the records afterwards changed no champion.
     """
-    moved = [record for record in records if record.get("action") != "vouch"]
-    if not moved:
+    if not (moving := moved(records)):
         return True
-    given, before = moment_of(moment), moment_of(str(moved[-1].get("time")))
+    given, before = moment_of(moment), moment_of(str(moving[-1].get("time")))
     return given is not None and before is not None and before < given <= datetime.now(UTC) + settings.CLOCK_SLACK
 
 

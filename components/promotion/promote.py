@@ -53,6 +53,7 @@ from components.release.champion import (
     current_aliases,
     expected_aliases,
     lost,
+    moved,
     newest_promoted,
     reconcile,
     registered,
@@ -279,9 +280,9 @@ def rollback(
     records = _vouched_records(name)
     repaired = reconcile(name, records)
     stack = champion_stack(records)
-    if repaired.kind == "finished" and records[-1]["action"] == "rollback":
+    if repaired.kind == "finished" and (newest := moved(records)[-1])["action"] == "rollback":
         message = f"Finished the interrupted rollback to release/{stack[-1]}. Run it again to go further back."
-        return Change("reconciled", message, int(records[-1]["from_version"]), stack[-1], records[-1]["sequence"], (repaired.note,))
+        return Change("reconciled", message, int(newest["from_version"]), stack[-1], newest["sequence"], (repaired.note,))
     if len(stack) < 2:
         state = f"release/{stack[0]} is the first release" if stack else "no release was promoted yet"
         raise PromotionError(f"There is nothing to roll back to: {state} of '{name}'.")

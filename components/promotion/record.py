@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +38,7 @@ from components.release.champion import (
     digest_in,
     expected_aliases,
     lost,
+    moved,
     release_model,
     settle_aliases,
     standing,
@@ -151,7 +153,7 @@ def require_decided(version: int, decisions: Sequence[DatedDecision], approval: 
 
 def _why_older(records: Sequence[Record]) -> str:
     """Why the reason that was given does not count. None ever would after a record of a clock that ran ahead."""
-    newest = next((str(record.get("time")) for record in reversed(records) if record.get("action") != "vouch"), "")
+    newest = next((str(record.get("time")) for record in reversed(moved(records))), "")
     moment = moment_of(newest)
     if moment is not None and moment > datetime.now(UTC) + settings.CLOCK_SLACK:
         return (
@@ -441,6 +443,9 @@ def strike(name: str, number: int, person: str, reason: str) -> Struck:
             "Only a key that is trusted here can strike a record out: without one anybody could. Nothing was changed. "
             "Make one with `scalingnote keys new`."
         )
+    if (done := _struck_before(number, records, trusted_by)) is not None:
+        settle_aliases(name)
+        return Struck(int(done["sequence"]), sorted(map(int, done["struck"])), [], done["to_version"], key.key_id)
     if not 0 < number <= len(records):
         raise PromotionError(f"'{name}' has no promotion record {number}; there are {len(records)}. See `scalingnote history`.")
     before, forged = records[: number - 1], records[number - 1 :]
@@ -462,6 +467,16 @@ def strike(name: str, number: int, person: str, reason: str) -> Struck:
     settle_aliases(name)
     vouched = [int(found["sequence"]) for found in before[covered_records(before, trusted_by) :]]
     return Struck(int(record["sequence"]), [int(found["sequence"]) for found in forged], vouched, left, key.key_id)
+
+
+def _struck_before(number: int, records: Sequence[Record], trusted_by: Mapping[str, TrustedKey]) -> Record | None:
+    """The strike by a trusted key that has struck out record `number` and all that came after it: one that was killed then is finished."""
+    found: Record | None = None
+    with suppress(ArtifactError):  # a false strike, which is to be struck out
+        found = record_store.struck_out(records).get(number)
+    if found is None or str(number - 1) in found["struck"] or not trusted_by.keys() & set(signed_by(found, trusted_by)):
+        return None
+    return found
 
 
 def _require_unsigned(before: Sequence[Record], forged: Sequence[Record], trusted_by: Mapping[str, TrustedKey]) -> None:

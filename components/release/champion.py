@@ -214,11 +214,20 @@ def current_aliases(name: str) -> Aliases:
     return Aliases(registry.alias(model, CHAMPION), registry.alias(model, PREVIOUS))
 
 
+def moved(records: Sequence[Record]) -> Sequence[Record]:
+    """`records` up to the newest that moved the champion: who signed the records afterwards moved nothing."""
+    end = len(records)
+    while end and records[end - 1].get("action") == "vouch":
+        end -= 1
+    return records[:end]
+
+
 def was_interrupted(records: Sequence[Record], aliases: Aliases) -> bool:
     """Whether `aliases` is a state between the newest record and the end of its promotion or rollback.
 
     Both aliases are looked at: one that is moved by hand to the former champion alone is no interruption.
     """
+    records = moved(records)
     if not records:
         return False
     after = expected_aliases(records)
