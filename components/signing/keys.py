@@ -104,7 +104,8 @@ def usable_key() -> SigningKey | None:
     if key is None and trusted:
         raise ConfigError(
             f"Keys are trusted here ({', '.join(name[:16] for name in sorted(trusted))}), so what is not signed would not be served, and "
-            f"there is no signing key. Nothing was changed. Name it in {KEY_VARIABLE}."
+            f"there is no signing key. Nothing was changed. Name it in {KEY_VARIABLE}; where it is lost, make another (scalingnote keys "
+            "new), and trust its public key wherever something is served or verified."
         )
     if key is not None and trusted and key.key_id not in trusted:
         raise ConfigError(
