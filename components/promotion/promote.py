@@ -240,6 +240,7 @@ def promote(name: str, smoke: Smoke, compare_again: CompareAgain | None = decide
     gone = _lost_champion(name, champion, without_champion)
     promotion = _examined(name, versions[-1], records, smoke, decide_against if gone else compare_again, gone)
     promotion = replace(promotion, without_champion=without_champion)
+    _require_waiting(name, promotion.release.version, records)
     record = append(name, promotion_record(name, promotion), records)
     show_override_in_mlflow(name, [*records, record])
     settle_aliases(name)
@@ -247,6 +248,14 @@ def promote(name: str, smoke: Smoke, compare_again: CompareAgain | None = decide
     warnings += stale_note(promotion.decisions)
     message = f"release/{version} (candidate/{candidate}) is champion."
     return Change("promoted", message, champion, version, record["sequence"], tuple(warnings))
+
+
+def _require_waiting(name: str, version: int, records: Sequence[Record]) -> None:
+    """Its examination may have taken minutes, in which a reviewer could look at it too."""
+    left = waiting_for_promotion(name, records)
+    if version not in (info.version for info in left.versions):
+        why = " ".join(left.rejected) or "That version is gone."
+        raise PromotionError(f"release/{version} of '{name}' was rejected or deleted while it was examined, and is not promoted. {why}")
 
 
 def _lost_champion(name: str, champion: int | None, reason: str | None) -> str:
@@ -290,6 +299,7 @@ def rollback(
     overridden = _reason_for_rejected(name, target, override)
     if smoke is not None:
         _smoke(target, manifest, smoke)
+        overridden = _reason_for_rejected(name, target, override)  # again: a reviewer may have looked at it meanwhile
     record = append(name, rollback_record(name, records, (champion, target), person, reason, overridden, skipped), records)
     settle_aliases(name)
     warnings: tuple[str, ...] = (repaired.note,) if repaired.note else ()
