@@ -63,10 +63,12 @@ from components.release.champion import (
 )
 from components.release.manifest import ReleaseManifest, load_release
 from components.release.open import resolve
+from components.signing.keys import trusted_keys
 from components.signing.statements import record_signer, require_vouched
 from components.text import written
 from components.tracking import labels, registry, store
 from components.tracking import promotion_records as record_store
+from components.tracking.server.permissions import sources
 
 if TYPE_CHECKING:
     from components.tracking.registry import VersionInfo
@@ -153,20 +155,32 @@ def refused_before(name: str) -> str | None:
     if state is None or known is None or known["state"] != state:
         return None
     paused = 0 <= time.time() - known["at"] < min(FIRST_PAUSE * 2 ** (known["times"] - 1), LONGEST_PAUSE)
-    return str(known["message"]) if paused else None
+    return str(known["message"]) if paused and known["here"] in (None, _conditions()) else None
+
+
+def _conditions() -> str:
+    """A digest of what a refusal may rest on beside the registry, and a person sets right: the keys that count, and the policies."""
+    found = []
+    for told in (lambda: sorted(trusted_keys()), lambda: [(places.place, places.files) for places in sources()]):
+        try:
+            found.append(repr(told()))
+        except (ScalingNoteError, OSError) as error:
+            found.append(str(error))
+    return digest_of(found)
 
 
 @contextmanager
 def refusal_remembered(name: str) -> Iterator[None]:
     """Remember a refusal that the block raises, and forget an earlier one when it ends well. A server that does not answer is none."""
-    state = promotion_fingerprint(name)  # before the examination: what comes meanwhile is another state, and is looked at next
+    state, here = promotion_fingerprint(name), _conditions()  # before the examination: what comes meanwhile is looked at next
     try:
         yield
     except (PromotionError, ArtifactError) as error:
         known = _refusal(name)
         times = int(known["times"]) + 1 if known and known["state"] == state else 1
         with suppress(OSError):  # it is examined again sooner, and the refusal is what has to be said
-            write_json(_refusal_file(name), {"state": state, "message": str(error), "at": time.time(), "times": min(times, MOST_REFUSALS)})
+            kept = {"state": state, "here": here, "message": str(error), "at": time.time(), "times": min(times, MOST_REFUSALS)}
+            write_json(_refusal_file(name), kept)
         raise
     with suppress(OSError):  # of another user; what was done is done, and another state is not refused
         _refusal_file(name).unlink(missing_ok=True)
@@ -179,7 +193,7 @@ def _refusal(name: str) -> dict[str, Any] | None:
         at, times = float(found["at"]), found["times"]
         if type(times) is not int or not 0 < times <= MOST_REFUSALS:
             return None
-        return {"state": found["state"], "message": found["message"], "at": at, "times": times}
+        return {"state": found["state"], "here": found.get("here"), "message": found["message"], "at": at, "times": times}
     except (ArtifactError, KeyError, TypeError, ValueError, OverflowError, OSError):
         return None
 
