@@ -123,6 +123,10 @@ def require_proven(records: Sequence[Record], entries: Sequence[AuditEntry]) -> 
     for record in standing(records):
         number, digest = proof_of(record)
         rested = rested or bool(digest)
+        if digest and record.get("action") == "rollback" and not _is_said(str(record.get("reason")), entries[number - 1]):
+            raise ArtifactError(
+                f"Promotion record {record['sequence']} gives another reason for its rollback than the audit entry {number}."
+            )
         if not rested or record.get("action") != "promote":
             continue
         about = f"Promotion record {record['sequence']} promotes release/{record.get('to_version')}"
@@ -141,17 +145,22 @@ def require_proven(records: Sequence[Record], entries: Sequence[AuditEntry]) -> 
 
 
 def _overrode(record: Record, entries: Sequence[AuditEntry]) -> bool:
-    """Whether the log holds a tag by which `override_by`, a reviewer, gave the record's reason on its release; long ones are cut there."""
+    """Whether the log holds a tag by which `override_by`, a reviewer, gave the record's reason on its release."""
     model, reason = f"{record.get('retriever')}-release", str(record.get("override"))
     for entry in entries:
         about = entry.is_of(model, record.get("to_version")) and entry.subject.get("key") in OVERRIDE_KEYS
         if not about or entry.action != "set_version_tag" or entry.outcome != "ok" or REVIEWER not in entry.roles:
             continue
-        said = entry.subject.get("value", "")
-        cut = said.endswith(labels.CUT_OFF) and reason.startswith(written(said.removesuffix(labels.CUT_OFF)))
-        if entry.user == record.get("override_by") and (cut or labels.reason(said) == reason):
+        if entry.user == record.get("override_by") and _is_said(reason, entry):
             return True
     return False
+
+
+def _is_said(reason: str, entry: AuditEntry) -> bool:
+    """Whether an entry is of a tag with these words, as far as it holds them."""
+    said = entry.subject.get("value", "")
+    cut = said.endswith(labels.CUT_OFF) and reason.startswith(written(said.removesuffix(labels.CUT_OFF)))
+    return cut or written(said) == written(reason)
 
 
 def require_not_own(record: Record, entries: Sequence[AuditEntry], manifest: ReleaseManifest) -> None:

@@ -153,10 +153,10 @@ def close_flow_run(run_id: str, status: Status, error: str | None = None) -> Non
 
 
 @translated("close a run whose process is gone")
-def close_left_run(run_id: str, end: End = KILLED) -> None:
+def close_left_run(run_id: str, end: End = KILLED) -> bool:
     """End the run of a flow, and those of its steps, which a process that is gone has left open, as it ended.
 
-    Nothing happens to one that is closed.
+    Nothing happens to one that is closed. Returns whether this store knows the run.
     """
     from mlflow.exceptions import MlflowException
 
@@ -165,12 +165,13 @@ def close_left_run(run_id: str, end: End = KILLED) -> None:
     except MlflowException as error:
         if error_code(error) != "RESOURCE_DOES_NOT_EXIST":
             raise
-        return
+        return False
     for left in (*_open_steps(run), run):
         if left.info.status == "RUNNING" and left.info.lifecycle_stage == "active":
             if end.why and labels.ERROR not in left.data.tags:  # else it had said why it ends, and was disturbed then
                 client().set_tag(left.info.run_id, labels.ERROR, labels.cut(end.why, labels.MAX_TAG))
             client().set_terminated(left.info.run_id, end.status, end.at)
+    return True
 
 
 def _open_steps(run: Run) -> Sequence[Run]:

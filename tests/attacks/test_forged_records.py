@@ -127,6 +127,16 @@ def test_a_promotion_that_rests_on_no_entry_where_others_do_is_found(audited: Wo
     assert "promotes release/2 and rests on no entry of the audit log" in found()["audit log"]
 
 
+def test_another_reason_of_a_rollback_than_the_log_holds_is_found(audited: World) -> None:
+    approved(audited, {**GOOD, "student": 0.71})
+    audited.tracking.sign_in("flow", "promoter")
+    promote(NAME, no_smoke)
+    rollback(NAME, "flow", "too slow")
+    assert found() == {}
+    audited.tracking.records[-1]["reason"] = "rita asked for it"
+    assert "gives another reason for its rollback than the audit entry" in found()["audit log"]
+
+
 def test_an_override_that_no_reviewer_gave_is_found(audited: World) -> None:
     number = approved(audited, BAD)
     audited.tracking.set_review_tag(RELEASE, number, "override", "pilot for one ward")

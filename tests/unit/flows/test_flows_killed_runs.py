@@ -396,3 +396,16 @@ def test_a_left_run_that_this_user_may_not_change_stops_no_flow_and_stays_for_ot
     assert f"The run {run_id} of a flow that has ended is still shown as running: tina" in capsys.readouterr().out
     with recorded_flow("retriever", "retrain", {}):
         assert status(run_id) == "FINISHED" and not mark.exists()
+
+
+def test_a_left_run_of_another_store_waits_for_a_flow_there(home: Path) -> None:
+    """Its mark went with the first flow elsewhere, and it was shown as running for ever."""
+    marks = home / "work" / "running"
+    marks.mkdir(parents=True)
+    for run_id, store in (("1" * 32, '"http://mlflow.example"'), ("2" * 32, "null")):
+        (marks / f"{run_id}.json").write_text(f'{{"prefect_flow_run_id": null, "store": {store}}}')
+    here = open_flow_run("retriever", "retrain", {}, collect_provenance(), {})
+    (marks / f"{here}.json").write_text('{"prefect_flow_run_id": null, "store": "http://127.0.0.1:5000"}')  # a server over this very store
+    with recorded_flow("retriever", "retrain", {}):
+        assert status(here) == "KILLED"
+    assert [path.stem for path in marks.iterdir()] == ["1" * 32]
