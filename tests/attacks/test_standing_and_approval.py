@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +14,7 @@ from components.promotion.approval import approve
 from components.promotion.promote import promote, rollback, waiting_for_promotion
 from components.promotion.status import history_of, render_history, render_status, status_of
 from components.release.champion import servable_release
+from flows.cli import review
 from tests.unit.promotion_world import GOOD, NAME, MemoryTracking, World, no_smoke
 
 CANDIDATE, RELEASE = f"{NAME}-candidate", f"{NAME}-release"
@@ -190,3 +192,11 @@ def test_what_is_rejected_while_it_is_examined_is_not_served(world: World) -> No
     with pytest.raises(PromotionError, match=r"release/1 .* was rejected \(leaks\)"):
         rollback(NAME, "Bob", "slow", rejecting(RELEASE, 1))
     assert [record["to_version"] for record in world.tracking.records] == [1, 3]
+
+
+def test_who_approves_the_champion_again_is_told_that_it_is_champion(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.tracking.copy_version(CANDIDATE, world.candidate(), RELEASE)  # as in the page, which asks for no name
+    promote(NAME, no_smoke)
+    review.approve(argparse.Namespace(name=NAME, json=False, candidate="1", person="Ada", override=None))
+    told = capsys.readouterr().out
+    assert "was approved before by somebody who gave no name" in told and "It is champion already." in told and "promote" not in told
