@@ -74,18 +74,20 @@ def override_of(records: Sequence[Record], version: int) -> Override | None:
 def show_override_in_mlflow(name: str, records: Sequence[Record]) -> None:
     """Put the reason of the newest promotion's override into a tag and above the description of its release; else nothing.
 
-    Only a promotion that has a record is marked. One that was killed before its mark gets it from the next.
+    Only a promotion that has a record is marked. One that was killed before its mark gets it from the next, and so does one whose mark
+    somebody has taken out.
     """
     promoted = (int(r["to_version"]) for r in reversed(standing(records)) if r["action"] == "promote")
     model, version = release_model(name), next(promoted, 0)
     override = override_of(records, version)
     release = next((info for info in registry.versions(model) if info.version == version), None)
-    if override is None or release is None or release.tags.get(labels.PREFIX + OVERRIDDEN) == labels.cut(override.reason, labels.MAX_TAG):
+    if override is None or release is None:
         return
-    text = registry.description(model, version)
-    if not text.startswith(override.line):
+    text = registry.description(model, version)  # the tag alone shows nothing: it may have come along with the copy
+    if not text.startswith(override.line[: labels.MAX_DESCRIPTION // 2]):
         registry.set_description(model, version, f"{override.line}\n\n{text}")
-    registry.set_version_tag(model, version, OVERRIDDEN, override.reason)
+    if release.tags.get(labels.PREFIX + OVERRIDDEN) != labels.cut(override.reason, labels.MAX_TAG):
+        registry.set_version_tag(model, version, OVERRIDDEN, override.reason)
 
 
 def as_text(words: str) -> str:

@@ -134,6 +134,22 @@ def test_override_is_marked_on_the_page_and_in_all_that_is_told(world: World) ->
     assert f"{RED} OVERRIDE" in render_status(status_of(NAME))
 
 
+def test_a_tag_that_came_along_does_not_stand_for_the_mark_of_an_override(world: World) -> None:
+    """Whoever trains could set it ahead, and the release's page showed nothing in red."""
+    number, reason = world.candidate(BAD), "pilot " * 900
+    world.tracking.models[CANDIDATE][0].tags["scalingnote.overridden"] = reason.strip()
+    approve(NAME, number, "Ada", override=reason)
+    promote(NAME, no_smoke)
+    page = world.tracking.descriptions[RELEASE, 1]
+    assert page.startswith(f"{RED} **OVERRIDE: released although its gates said fail**")
+    world.tracking.descriptions[RELEASE, 1] = page[:4_988] + " [cut off]"  # as MLflow keeps it
+    promote(NAME, no_smoke)
+    assert world.tracking.descriptions[RELEASE, 1] == page[:4_988] + " [cut off]"
+    world.tracking.descriptions[RELEASE, 1] = "a fine release"
+    promote(NAME, no_smoke)
+    assert world.tracking.descriptions[RELEASE, 1].startswith(RED)
+
+
 def test_mark_of_an_override_comes_back_with_the_release(world: World) -> None:
     approve(NAME, world.candidate(BAD), "Ada", override="pilot")
     promote(NAME, no_smoke)
