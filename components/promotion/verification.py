@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, TypeVar
 from components.artifacts import Artifact, digest_of, open_artifact, read_json, verify
 from components.errors import ArtifactError, ModelError, ResourceError, SpaceMismatch, lack_behind
 from components.evaluation.champion_comparison import ComparisonSummary, load_comparison, load_values
-from components.gates.champion import NON_INFERIOR
+from components.gates.champion import HELD_BY_BOTH, NON_INFERIOR
+from components.gates.config import PolicyConfig
 from components.gates.decide import VALUES, GateDecision, GateInputs, decide, require_policy, require_same_inputs, verdict_of
 from components.gates.decision import load_facts
 from components.gates.measures import LEFT_OUT_SINCE, STUDENT_SINCE
@@ -303,7 +304,7 @@ def _require_compared(record: Record, store: Store, manifest: ReleaseManifest, f
     """
     where, again = f"Record {record['sequence']}", record.get("decisions") or []
     if not again:
-        if manifest.baseline_version != record.get("from_version"):
+        if manifest.baseline_version != record.get("from_version") and not _is_of_before_comparisons(record, store.records()):
             raise ArtifactError(
                 f"{where} replaced release/{record.get('from_version')}, and its release was compared with release/"
                 f"{manifest.baseline_version} alone."
@@ -311,15 +312,17 @@ def _require_compared(record: Record, store: Store, manifest: ReleaseManifest, f
         return
     stated, found = GateDecision.model_validate(again[-1]["decision"]), again[-1].get("comparison")
     comparison = None if found is None else ComparisonSummary.model_validate(found)
-    require_policy(stated, policy_digest(manifest.config["policy"]))
+    if PolicyConfig.model_fields.keys() <= manifest.config["policy"].keys():  # else the version that decided late may have had more fields
+        require_policy(stated, policy_digest(manifest.config["policy"]))
     made, lost = _made_again(store, manifest, folder, (again[-1]["against"], stated, comparison))
     before, now, shared = _statuses(stated), _statuses(made), "shared_documents" in stated.inputs
-    # Records of before do not hold what was timed for them.
+    # Records of before do not hold what was timed for them, and late decisions of before asked nothing of the documents that both hold.
     untimed = comparison is None and (not stated.inputs or "comparison" in stated.inputs)
-    for name in sorted({*before, *now}):
+    unasked = {"champion_p95", "champion_qps", REMOVED} if untimed else set()
+    unasked |= {f"{NON_INFERIOR}[{HELD_BY_BOTH}]"} if stated.method == 1 and not shared else set()
+    for name in sorted({*before, *now} - unasked):
         about_both = name.startswith(NON_INFERIOR)
         unknown = (lost and name.startswith("champion_")) or (shared and about_both and (name, before.get(name)) != (NON_INFERIOR, "pass"))
-        unknown = unknown or (untimed and name in ("champion_p95", "champion_qps", REMOVED))
         worse = now.get(name) == "fail" if shared and about_both else now.get(name) != before.get(name)
         if worse and not unknown:
             raise ArtifactError(
@@ -328,6 +331,11 @@ def _require_compared(record: Record, store: Store, manifest: ReleaseManifest, f
             )
     if stated.verdict != verdict_of(stated.gates):
         raise ArtifactError(f"{where} says {stated.verdict} of its comparison, whose gates say {verdict_of(stated.gates)}.")
+
+
+def _is_of_before_comparisons(record: Record, records: Sequence[Record]) -> bool:
+    """Whether a version wrote it that only warned of another champion: its records, and those before them, have no field for decisions."""
+    return not any("decisions" in found for found in records[: record["sequence"]] if found.get("action") == "promote")
 
 
 def _made_again(

@@ -48,7 +48,8 @@ _VERDICTS = frozenset({"approve", "approved", "approval", "accepted", "status", 
 # Words that stand beside one of those in the name of a tag: `approval_status`, `final decision`.
 _BESIDE = frozenset({"status", "state", "result", "outcome", "final", "release", "reviewer", "reviewers", "qa", "human", "manual"})
 _NEGATIONS = frozenset({"declined", "disapproved", "unapproved", "vetoed", "veto", "not_approved", "do_not_promote"})
-_SAYS_REJECTED = re.compile(r"\W*rejected(\s*[:;,.!\-\u2013\u2014].*| by .*)?")  # as the value of any other tag
+# As the value of any other tag; `rejected.csv` and `rejected-pairs` name files and branches.
+_SAYS_REJECTED = re.compile(r"\W*rejected(\s*[:;!\u2013\u2014].*|\s+[.,\-].*|[.,\-]+|[.,\-].*\s.*| by .*)?")
 _REJECTION = re.compile(r"\W*reject\w*[\s:,;.(\-\u2013\u2014]*(.*?)\)?$", re.IGNORECASE)
 
 CUT_OFF = " … [cut off]"

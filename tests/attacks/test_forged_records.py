@@ -1,4 +1,4 @@
-"""Attacks of a promoter on the records: what no promote flow would have written, on a registry in memory, also with an audit log."""
+"""Attacks of a promoter on the records: what no promote flow would have written, and what earlier ones have, on a registry in memory."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ from typing import Any
 import pytest
 
 from components.artifacts import digest_of
+from components.gates.champion import HELD_BY_BOTH
+from components.gates.decide import verdict_of
+from components.gates.policy import policy_digest
 from components.promotion.approval import approve
 from components.promotion.promote import promote, rollback
+from components.promotion.record import CompareAgain, DatedDecision, decide_against
 from components.promotion.verification import verify_release
-from components.release.manifest import load_release
+from components.release.manifest import ReleaseManifest, load_release
 from components.tracking import audit_log as audit
 from components.tracking import registry
-from tests.unit.promotion_world import GOOD, NAME, MemoryTracking, World, no_smoke
+from tests.unit import promotion_world
+from tests.unit.promotion_world import GOOD, NAME, MemoryTracking, World, make_comparison, no_smoke
 
 RELEASE = f"{NAME}-release"
 BAD = {**GOOD, "student": 0.5}
@@ -116,6 +121,66 @@ def test_a_comparison_with_the_champion_that_was_made_up_is_found(world: World) 
     again["decision"]["inputs"]["shared_documents"] = "0" * 64  # as if more had been known than stands in the record
     again["digest"] = digest_of(again["decision"])
     assert "champion_non_inferior is 'pass', decided again it is 'fail'" in found()["claims"]
+
+
+def equally_late(world: World, decide: CompareAgain = decide_against) -> dict[str, Any]:
+    """The record of a late approval of candidate/2, built against release/1, that is as good as release/2, which is champion."""
+    for student in (0.70, 0.701, 0.702):
+        number = world.candidate({**GOOD, "student": student})
+        if number != 2:
+            approve(NAME, number, "Ada")
+        if number == 1:
+            promote(NAME, no_smoke)
+    promote(NAME, no_smoke)
+    approve(NAME, 2, "Ada")
+    promote(NAME, no_smoke, decide)
+    return dict(world.tracking.records[-1])
+
+
+def test_a_late_approval_of_a_candidate_that_an_earlier_version_built_verifies(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its policy lacks the fields that came since, and the decision of today names all of them."""
+    write = promotion_world.write_candidate
+
+    def earlier(manifest: ReleaseManifest, *parts: Any) -> Any:
+        policy = {field: value for field, value in manifest.config["policy"].items() if field != "own_units"}
+        decision = manifest.decision.model_copy(update={"policy_digest": policy_digest(policy)})
+        return write(manifest.model_copy(update={"config": {**manifest.config, "policy": policy}, "decision": decision}), *parts)
+
+    monkeypatch.setattr(promotion_world, "write_candidate", earlier)
+    first, again = equally_late(world)["decisions"]
+    assert first["decision"]["policy_digest"] != again["decision"]["policy_digest"]
+    assert found() == {} == found("release/2")
+    approve(NAME, world.candidate({**GOOD, "student": 0.703}), "Ada")
+    promote(NAME, no_smoke)
+    assert rollback(NAME, "Bob", "slow").to_version == 3
+
+
+def test_a_late_approval_of_before_documents_that_both_hold_were_asked_for_verifies(world: World) -> None:
+    def earlier(folder: Path, champion: int | None) -> DatedDecision:
+        comparison = make_comparison(removed=3).model_copy(update={"baseline_version": champion})
+        made = decide_against(folder, champion, comparison)
+        gates = tuple(gate for gate in made.decision.gates if HELD_BY_BOTH not in gate.name)
+        assert len(gates) < len(made.decision.gates)
+        return made._replace(decision=made.decision.model_copy(update={"gates": gates, "verdict": verdict_of(gates), "method": 1}))
+
+    assert equally_late(world, earlier)["verdict"] == "pass"
+    assert found() == {}
+    again = world.tracking.records[-1]["decisions"][-1]
+    again["decision"]["method"] = 3  # as if today's version had left it out
+    again["digest"] = digest_of(again["decision"])
+    assert HELD_BY_BOTH in found()["claims"]
+
+
+def test_a_late_promotion_by_a_version_that_only_warned_verifies_and_no_later_one_passes_for_it(world: World) -> None:
+    equally_late(world)
+    records = world.tracking.records
+    kept = [dict(record) for record in records]
+    for record in records:
+        for field in ("decisions", "decision_digest", "evidence_digest", "override_by", "role", "audit_sequence", "audit_digest"):
+            record.pop(field)
+    assert found() == {}
+    records[0].update(kept[0])
+    assert "compared with release/1 alone" in found()["claims"]
 
 
 def test_a_promotion_that_rests_on_no_entry_where_others_do_is_found(audited: World) -> None:

@@ -76,6 +76,8 @@ def test_an_approval_that_is_taken_back_in_its_comment_rejects_in_any_language_a
         ("Do not promote", ""),
         ("quality", "Rejected: the slices are worse"),
         ("said", "rejected by Bob"),
+        ("said", "rejected-too slow"),
+        ("said", "Rejected..."),
         ("QA review", "no"),
         ("reviewed", "no"),
         ("rejected_by", "QA"),
@@ -114,6 +116,7 @@ def test_a_rejection_under_another_key_is_one(world: World, key: str, value: str
         {"status": "fine"},
         {"approval_status": "approved", "approval_required": "no", "decision_threshold": "0", "not_approved": "no", "declined": "false"},
         {"note": "rejected samples were left out", "sampler": "rejection", "qa": "rejectedness"},
+        {"negatives": "rejected.parquet", "branch": "rejected-pairs", "labels": "rejected,accepted"},
         {"status": "ready for production", "decision": "serve it", "approved": "2026-11-30", "approval": "Ada"},
     ],
 )
