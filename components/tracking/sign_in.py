@@ -148,7 +148,8 @@ def _server_to_use() -> str | None:
             raise TrackingError(
                 f"The server with sign-in of this home folder, {silent}, runs and has not answered for {BUSY_SECONDS:.0f} s. What changes "
                 "something goes through it, so that its audit log holds it. Nothing was changed. Wait until it answers, or stop it and "
-                "start it again (scalingnote ui --auth)."
+                "start it again (scalingnote ui --auth). Where it runs in a container or on another machine, name the address that it has "
+                "from here in MLFLOW_TRACKING_URI."
             )
         time.sleep(0.5)
         url = running_server()

@@ -91,7 +91,7 @@ def test_a_server_that_is_busy_is_waited_for_and_never_gone_around(note: Path, m
             os.environ.pop(variable)
         monkeypatch.setattr(sign_in, "answers", lambda url: False)
         monkeypatch.setattr(sign_in, "BUSY_SECONDS", 0.0)
-        with pytest.raises(TrackingError, match=f"{URL}, runs and has not answered"):
+        with pytest.raises(TrackingError, match=f"{URL}, runs and has not answered.*MLFLOW_TRACKING_URI"):
             sign_in.sign_in("promoter")
         monkeypatch.setattr(auth_server, "entry_points", lambda group: SimpleNamespace(names=(auth_server.APP,)))
         with pytest.raises(ServerError, match=f"already: {URL}"):
