@@ -14,10 +14,12 @@ from uuid import UUID
 
 from prefect.runtime import flow_run
 
+from components import settings
 from components.artifacts import Artifact
 from components.errors import masked
 from components.evidence.metrics import step_metrics
 from components.release.manifest import LineageNode
+from components.settings import without_user
 from components.signing.keys import load_signing_key
 from components.tracking.live import End, LiveStep, Mark, leave_mark, left_behind, live_step, marked_as_running
 from components.tracking.provenance import Provenance, collect_provenance, version_tags
@@ -200,11 +202,10 @@ def recorded_flow(name: str, flow: str, parameters: Mapping[str, Any], again: It
     with ExitStack() as marks:
         mark: Mark | None = None
         try:
-            for left, about, end in left_behind():
-                _close_left(left, about.get("prefect_flow_run_id"), end)
+            _close_all_left()
             tag_run(("scalingnote", f"retriever:{name}"))
             show_link(f"{name}-mlflow", run_link(run_id), "This run in MLflow")
-            mark = marks.enter_context(marked_as_running(run_id, {"prefect_flow_run_id": flow_run.id}))
+            mark = marks.enter_context(marked_as_running(run_id, {"prefect_flow_run_id": flow_run.id, "store": _store()}))
             with logged_lines():
                 yield Recorder(name, parameters, run_id, provenance, again)
         except BaseException as error:
@@ -248,10 +249,35 @@ def _ended_by(error: BaseException) -> tuple[Status, str]:
     return "KILLED", CANCELLED
 
 
-def _close_left(run_id: str, in_prefect: str | None, end: End) -> None:
-    close_left_run(run_id, end)
-    if in_prefect is None:
-        return
+def _close_all_left() -> None:
+    """Close what other flows have left. One of another team's, which this user may not change, is no reason to stop, and stays for them.
+
+    So does one of another tracking store: it is closed when a flow goes there again.
+    """
+    for left, about, end, mark in left_behind():
+        try:
+            known = _close_left(left, about.get("prefect_flow_run_id"), end)
+            if known or about.get("store") in (None, _store()):
+                with suppress(OSError):  # in a folder of somebody else
+                    mark.remove()
+        except TrackingError as error:
+            said = str(error).partition("\n")[0]
+            say(f"The run {left} of a flow that has ended is still shown as running: {said}", WARNING)
+
+
+def _store() -> str:
+    return without_user(settings.tracking_uri())
+
+
+def _close_left(run_id: str, in_prefect: str | None, end: End) -> bool:
+    """Close it in MLflow and in Prefect; returns whether this store of MLflow's knows it."""
+    known = close_left_run(run_id, end)
+    if in_prefect is not None:
+        _close_in_prefect(in_prefect, end)
+    return known
+
+
+def _close_in_prefect(in_prefect: str, end: End) -> None:
     with suppress(Exception):  # Prefect's database may be another one by now, and its history is not ours to keep
         from prefect.client.orchestration import get_client
         from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId

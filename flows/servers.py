@@ -534,7 +534,7 @@ def auth_plan(port: int) -> ServerPlan:
     """
     if APP not in entry_points(group="mlflow.app").names:
         raise ServerError(f"MLflow does not know the app '{APP}'. Install scalingnote again with pip.")
-    if url := sign_in.running_server():
+    if url := sign_in.running_server() or sign_in.announced_server():
         raise ServerError(f"A server with sign-in runs over {settings.home()} already: {url}. Use it, or stop it first.")
     load_permissions()
     allowed_policies()

@@ -11,6 +11,7 @@ gates themselves.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from components.artifacts import digest_of
@@ -19,7 +20,7 @@ from components.evaluation.config import EvaluationConfig
 from components.evaluation.table import DEV
 from components.gates.champion import champion_gates
 from components.gates.config import PolicyConfig
-from components.gates.decision import GateDecision, GateInputs, Verdict
+from components.gates.decision import GateDecision, GateInputs, GateResult, Verdict
 from components.gates.measures import METHOD, asked_by
 from components.gates.policy import policy_digest
 from components.gates.quality import quality_gates
@@ -171,10 +172,8 @@ def decide(evidence: GateInputs, policy: PolicyConfig, method: int = METHOD) -> 
         )
     digest, policy = policy_digest(policy), asked_by(policy, method)
     gates = (*quality_gates(evidence.report, policy), *champion_gates(evidence, policy), *soundness_gates(evidence, policy))
-    statuses = {gate.status for gate in gates}
-    verdict: Verdict = "fail" if "fail" in statuses else "not_decidable" if "not_decidable" in statuses else "pass"
     return GateDecision(
-        verdict=verdict,
+        verdict=verdict_of(gates),
         first_release=evidence.baseline is None and not evidence.lost,
         gates=gates,
         policy_version=policy.version,
@@ -182,3 +181,9 @@ def decide(evidence: GateInputs, policy: PolicyConfig, method: int = METHOD) -> 
         inputs=input_digests(evidence),
         method=method,
     )
+
+
+def verdict_of(gates: Sequence[GateResult]) -> Verdict:
+    """What all gates together say."""
+    statuses = {gate.status for gate in gates}
+    return "fail" if "fail" in statuses else "not_decidable" if "not_decidable" in statuses else "pass"

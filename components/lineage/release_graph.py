@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.artifacts import Artifact, digest_of, verify
 from components.errors import ScalingNoteError
-from components.promotion.approval import find_version, read_approval
+from components.promotion.approval import find_version, is_copy_of, read_approval
 from components.release import reviewers
 from components.release.champion import CHAMPION, Record, candidate_model, record_of, release_model
 from components.release.completeness import BESIDE, DATA_KIND, VALIDATION_KIND, base_models_named_by, missing_lineage, other_models
@@ -173,9 +173,8 @@ def call_witness(name: str) -> Witness:
 
 
 def copies(info: VersionInfo, witness: Witness) -> list[VersionInfo]:
-    """Of a candidate the versions of the release model that were copied from it, of a release itself."""
-    where = (info.name, info.version)
-    return [copy for copy in witness.releases if where in (_place(copy), registry.copied_from(copy))]
+    """Of a candidate the releases that were copied from it, and not from a deleted one of its number; of a release itself."""
+    return [copy for copy in witness.releases if _place(copy) == _place(info) or is_copy_of(copy, info)]
 
 
 def approvals(name: str, info: VersionInfo, witness: Witness) -> Node:

@@ -22,6 +22,7 @@ from components.release.champion import (
     Record,
     candidate_model,
     expected_aliases,
+    moved,
     newest_promoted,
     registered,
     release_model,
@@ -35,6 +36,7 @@ from components.tracking import labels, registry, store
 from components.tracking import promotion_records as record_store
 
 if TYPE_CHECKING:
+    from components.release.manifest import ReleaseManifest
     from components.tracking.audit_log import AuditEntry
     from components.tracking.registry import VersionInfo
 
@@ -86,8 +88,25 @@ def approve(name: str, candidate_version: int | str, person: str | None, overrid
     made = (candidate.name, candidate.version)
     reviewers.require_independent(entries, made, manifest, who)
     reviewers.require_unrejected(entries, made, candidate.tags.get(labels.DIGEST), len(entries) + 1)
-    known = read_approval(name, copy, entries) if copy is not None else None
+    known = _known_approval(name, copy, entries, made, manifest) if copy is not None else None
     return _approve_signed_in(name, candidate, known, records, reason)
+
+
+def _known_approval(
+    name: str, copy: VersionInfo, entries: Sequence[AuditEntry], made: tuple[str, int], manifest: ReleaseManifest
+) -> Approval | None:
+    """The approval that a copy is, as far as the promotion takes it: None for the copy of who is no reviewer, or made a part of it."""
+    known = read_approval(name, copy, entries)
+    try:
+        reviewers.require_reviewer(entries, copy, manifest, made)
+    except PromotionError:
+        return None
+    try:
+        if known.override_by is not None:
+            reviewers.require_independent(entries, made, manifest, known.override_by)
+    except PromotionError:
+        return replace(known, override=None, override_by=None, override_at=None)
+    return known
 
 
 def _trail(records: Sequence[Record], person: str) -> list[AuditEntry] | None:
@@ -121,11 +140,9 @@ def _approve_claimed(
 def _approve_signed_in(name: str, candidate: VersionInfo, known: Approval | None, records: Sequence[Record], reason: str) -> Approval:
     """The server logs who copies and who gives a reason, so nothing else is written. A copy that no reviewer made is no approval."""
     model = release_model(name)
-    stands = known is not None and known.role == reviewers.REVIEWER
-    adds = known is None or not stands or (_adds_reason(known, records, reason) and not _promoted(known, records))
-    if known is not None and not adds:
+    if known is not None and (_promoted(known, records) or not _adds_reason(known, records, reason)):
         return known
-    version = known.release_version if known is not None and stands else _new_copy(name, candidate, records)
+    version = known.release_version if known is not None else _new_copy(name, candidate, records)
     if reason:
         registry.set_review_tag(model, version, OVERRIDE, reason)
     release = find_version(model, version)
@@ -168,10 +185,13 @@ def read_approval(name: str, release: VersionInfo, entries: Sequence[AuditEntry]
 
 
 def given_since(moment: str | None, records: Sequence[Record]) -> bool:
-    """Whether something happened after the newest promotion or rollback, so that whoever did it knew today's champion."""
-    if not records:
+    """Whether something happened after the newest promotion or rollback, so that whoever did it knew today's champion.
+
+    Who signed the records afterwards changed no champion.
+    """
+    if not (moving := moved(records)):
         return True
-    given, before = moment_of(moment), moment_of(str(records[-1].get("time")))
+    given, before = moment_of(moment), moment_of(str(moving[-1].get("time")))
     return given is not None and before is not None and before < given <= datetime.now(UTC) + settings.CLOCK_SLACK
 
 

@@ -53,6 +53,7 @@ from components.release.champion import (
     current_aliases,
     expected_aliases,
     lost,
+    moved,
     newest_promoted,
     reconcile,
     registered,
@@ -62,10 +63,12 @@ from components.release.champion import (
 )
 from components.release.manifest import ReleaseManifest, load_release
 from components.release.open import resolve
+from components.signing.keys import trusted_keys
 from components.signing.statements import record_signer, require_vouched
 from components.text import written
 from components.tracking import labels, registry, store
 from components.tracking import promotion_records as record_store
+from components.tracking.server.permissions import sources
 
 if TYPE_CHECKING:
     from components.tracking.registry import VersionInfo
@@ -152,20 +155,32 @@ def refused_before(name: str) -> str | None:
     if state is None or known is None or known["state"] != state:
         return None
     paused = 0 <= time.time() - known["at"] < min(FIRST_PAUSE * 2 ** (known["times"] - 1), LONGEST_PAUSE)
-    return str(known["message"]) if paused else None
+    return str(known["message"]) if paused and known["here"] in (None, _conditions()) else None
+
+
+def _conditions() -> str:
+    """A digest of what a refusal may rest on beside the registry, and a person sets right: the keys that count, and the policies."""
+    found = []
+    for told in (lambda: sorted(trusted_keys()), lambda: [(places.place, places.files) for places in sources()]):
+        try:
+            found.append(repr(told()))
+        except (ScalingNoteError, OSError) as error:
+            found.append(str(error))
+    return digest_of(found)
 
 
 @contextmanager
 def refusal_remembered(name: str) -> Iterator[None]:
     """Remember a refusal that the block raises, and forget an earlier one when it ends well. A server that does not answer is none."""
-    state = promotion_fingerprint(name)  # before the examination: what comes meanwhile is another state, and is looked at next
+    state, here = promotion_fingerprint(name), _conditions()  # before the examination: what comes meanwhile is looked at next
     try:
         yield
     except (PromotionError, ArtifactError) as error:
         known = _refusal(name)
         times = int(known["times"]) + 1 if known and known["state"] == state else 1
         with suppress(OSError):  # it is examined again sooner, and the refusal is what has to be said
-            write_json(_refusal_file(name), {"state": state, "message": str(error), "at": time.time(), "times": min(times, MOST_REFUSALS)})
+            kept = {"state": state, "here": here, "message": str(error), "at": time.time(), "times": min(times, MOST_REFUSALS)}
+            write_json(_refusal_file(name), kept)
         raise
     with suppress(OSError):  # of another user; what was done is done, and another state is not refused
         _refusal_file(name).unlink(missing_ok=True)
@@ -178,7 +193,7 @@ def _refusal(name: str) -> dict[str, Any] | None:
         at, times = float(found["at"]), found["times"]
         if type(times) is not int or not 0 < times <= MOST_REFUSALS:
             return None
-        return {"state": found["state"], "message": found["message"], "at": at, "times": times}
+        return {"state": found["state"], "here": found.get("here"), "message": found["message"], "at": at, "times": times}
     except (ArtifactError, KeyError, TypeError, ValueError, OverflowError, OSError):
         return None
 
@@ -240,6 +255,7 @@ def promote(name: str, smoke: Smoke, compare_again: CompareAgain | None = decide
     gone = _lost_champion(name, champion, without_champion)
     promotion = _examined(name, versions[-1], records, smoke, decide_against if gone else compare_again, gone)
     promotion = replace(promotion, without_champion=without_champion)
+    _require_waiting(name, promotion.release.version, records)
     record = append(name, promotion_record(name, promotion), records)
     show_override_in_mlflow(name, [*records, record])
     settle_aliases(name)
@@ -247,6 +263,14 @@ def promote(name: str, smoke: Smoke, compare_again: CompareAgain | None = decide
     warnings += stale_note(promotion.decisions)
     message = f"release/{version} (candidate/{candidate}) is champion."
     return Change("promoted", message, champion, version, record["sequence"], tuple(warnings))
+
+
+def _require_waiting(name: str, version: int, records: Sequence[Record]) -> None:
+    """Its examination may have taken minutes, in which a reviewer could look at it too."""
+    left = waiting_for_promotion(name, records)
+    if version not in (info.version for info in left.versions):
+        why = " ".join(left.rejected) or "That version is gone."
+        raise PromotionError(f"release/{version} of '{name}' was rejected or deleted while it was examined, and is not promoted. {why}")
 
 
 def _lost_champion(name: str, champion: int | None, reason: str | None) -> str:
@@ -280,9 +304,9 @@ def rollback(
     records = _vouched_records(name)
     repaired = reconcile(name, records)
     stack = champion_stack(records)
-    if repaired.kind == "finished" and records[-1]["action"] == "rollback":
+    if repaired.kind == "finished" and (newest := moved(records)[-1])["action"] == "rollback":
         message = f"Finished the interrupted rollback to release/{stack[-1]}. Run it again to go further back."
-        return Change("reconciled", message, int(records[-1]["from_version"]), stack[-1], records[-1]["sequence"], (repaired.note,))
+        return Change("reconciled", message, int(newest["from_version"]), stack[-1], newest["sequence"], (repaired.note,))
     if len(stack) < 2:
         state = f"release/{stack[0]} is the first release" if stack else "no release was promoted yet"
         raise PromotionError(f"There is nothing to roll back to: {state} of '{name}'.")
@@ -290,6 +314,7 @@ def rollback(
     overridden = _reason_for_rejected(name, target, override)
     if smoke is not None:
         _smoke(target, manifest, smoke)
+        overridden = _reason_for_rejected(name, target, override)  # again: a reviewer may have looked at it meanwhile
     record = append(name, rollback_record(name, records, (champion, target), person, reason, overridden, skipped), records)
     settle_aliases(name)
     warnings: tuple[str, ...] = (repaired.note,) if repaired.note else ()

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +38,7 @@ from components.release.champion import (
     digest_in,
     expected_aliases,
     lost,
+    moved,
     release_model,
     settle_aliases,
     standing,
@@ -151,7 +153,7 @@ def require_decided(version: int, decisions: Sequence[DatedDecision], approval: 
 
 def _why_older(records: Sequence[Record]) -> str:
     """Why the reason that was given does not count. None ever would after a record of a clock that ran ahead."""
-    newest = str(records[-1].get("time")) if records else ""
+    newest = next((str(record.get("time")) for record in reversed(moved(records))), "")
     moment = moment_of(newest)
     if moment is not None and moment > datetime.now(UTC) + settings.CLOCK_SLACK:
         return (
@@ -318,12 +320,13 @@ def _proof(authentication: str, sequence: int | None, digest: str | None) -> dic
 
 def _proven_rollback(name: str, records: Sequence[Record], champion: int, reason: str) -> AuditedAction | None:
     """Tag the release that is left, so that the server's log says who did it; None where there is no log."""
-    if reviewers.require_audit_log(records) is None:
+    if (before := reviewers.require_audit_log(records)) is None:
         return None
     registry.set_version_tag(release_model(name), champion, reviewers.ROLLED_BACK, reason)
     entries = reviewers.require_audit_log(records) or []
     release = next((info for info in registry.versions(release_model(name)) if info.version == champion), None)
-    return reviewers.tag_act(entries, release, labels.PREFIX + reviewers.ROLLED_BACK) if release is not None else None
+    act = None if release is None else reviewers.tag_act(entries, release, labels.PREFIX + reviewers.ROLLED_BACK)
+    return act if act is not None and act.sequence > len(before) else None  # an older one is of somebody else, who was killed then
 
 
 # --- Signing afterwards what was promoted before there was a key, or with one that is withdrawn now.
@@ -440,6 +443,9 @@ def strike(name: str, number: int, person: str, reason: str) -> Struck:
             "Only a key that is trusted here can strike a record out: without one anybody could. Nothing was changed. "
             "Make one with `scalingnote keys new`."
         )
+    if (done := _struck_before(number, records, trusted_by)) is not None:
+        settle_aliases(name)
+        return Struck(int(done["sequence"]), sorted(map(int, done["struck"])), [], done["to_version"], key.key_id)
     if not 0 < number <= len(records):
         raise PromotionError(f"'{name}' has no promotion record {number}; there are {len(records)}. See `scalingnote history`.")
     before, forged = records[: number - 1], records[number - 1 :]
@@ -461,6 +467,16 @@ def strike(name: str, number: int, person: str, reason: str) -> Struck:
     settle_aliases(name)
     vouched = [int(found["sequence"]) for found in before[covered_records(before, trusted_by) :]]
     return Struck(int(record["sequence"]), [int(found["sequence"]) for found in forged], vouched, left, key.key_id)
+
+
+def _struck_before(number: int, records: Sequence[Record], trusted_by: Mapping[str, TrustedKey]) -> Record | None:
+    """The strike by a trusted key that has struck out record `number` and all that came after it: one that was killed then is finished."""
+    found: Record | None = None
+    with suppress(ArtifactError):  # a false strike, which is to be struck out
+        found = record_store.struck_out(records).get(number)
+    if found is None or str(number - 1) in found["struck"] or not trusted_by.keys() & set(signed_by(found, trusted_by)):
+        return None
+    return found
 
 
 def _require_unsigned(before: Sequence[Record], forged: Sequence[Record], trusted_by: Mapping[str, TrustedKey]) -> None:

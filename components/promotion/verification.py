@@ -9,15 +9,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from components.artifacts import Artifact, digest_of, open_artifact, read_json, verify
-from components.errors import ArtifactError, ResourceError, SpaceMismatch, lack_behind
-from components.evaluation.champion_comparison import load_comparison, load_values
-from components.gates.decide import VALUES, GateDecision, GateInputs, decide, require_policy, require_same_inputs
+from components.errors import ArtifactError, ModelError, ResourceError, SpaceMismatch, lack_behind
+from components.evaluation.champion_comparison import ComparisonSummary, load_comparison, load_values
+from components.gates.champion import HELD_BY_BOTH, NON_INFERIOR
+from components.gates.config import PolicyConfig
+from components.gates.decide import VALUES, GateDecision, GateInputs, decide, require_policy, require_same_inputs, verdict_of
 from components.gates.decision import load_facts
 from components.gates.measures import LEFT_OUT_SINCE, STUDENT_SINCE
 from components.gates.policy import foreign_policy, policy_digest, recorded_policy
+from components.gates.soundness import REMOVED
 from components.index.search import merge_fault_of
 from components.promotion.verified_stores import FolderStore, RegistryStore, Store
-from components.release.champion import CHAMPION, RED, Record, baseline_evaluation, digest_in, settled_release, standing
+from components.release.champion import (
+    CHAMPION,
+    RED,
+    Record,
+    baseline_evaluation,
+    digest_in,
+    expected_aliases,
+    newest_promoted,
+    settled_release,
+    standing,
+)
 from components.release.manifest import (
     COMPARISON_FOLDER,
     EVALUATION_FOLDER,
@@ -31,6 +44,7 @@ from components.release.manifest import (
     require_report,
 )
 from components.release.open import resolve
+from components.release.reviewers import require_not_own
 from components.signing.keys import TrustedKey, trusted_keys
 from components.signing.statements import check_audit, check_records, check_release
 from components.text import written
@@ -119,9 +133,21 @@ def _all_checks(store: Store) -> list[Check]:
     report = _Report(_own_checks(store))
     keys = trusted_keys()
     report.run("signed records", lambda: check_records(store.records(), keys))
-    report.run("audit log", lambda: check_audit(store.name, store.records(), store.trail()))
+    report.run("audit log", lambda: _audited(store))
     report.run("policy", lambda: _installed_policy(store))
     return report.checks
+
+
+def _audited(store: Store) -> str:
+    """The audit log is whole and proves what the records rest on it for; and who approved this release is not who made it."""
+    records, entries, record = store.records(), store.trail(), store.record()
+    found = check_audit(store.name, records, entries)
+    if entries is not None and record is not None:
+        manifest = load_release(store.copies()[0])
+        for about in standing(records):
+            if about.get("to_version") == record["to_version"]:
+                require_not_own(about, entries, manifest)
+    return found
 
 
 def _installed_policy(store: Store) -> str:
@@ -224,8 +250,11 @@ def _claims(store: Store, manifest: ReleaseManifest, folder: Path) -> str:
         if "evidence_digest" in found and found["evidence_digest"] != found["manifest_digest"]:
             raise ArtifactError(f"Record {found['sequence']} names evidence of another digest than the release that holds it.")
     for found in about:
+        moved = _require_true_place(found, store.records())
         if found["action"] == "promote":
             _require_true_decision(found, manifest, folder)
+        if found["action"] == "promote" and moved:
+            _require_compared(found, store, manifest, folder)
     return f"{len(about)} records say of release/{record['to_version']} what it says itself"
 
 
@@ -246,6 +275,88 @@ def _require_true_decision(record: Record, manifest: ReleaseManifest, folder: Pa
             raise ArtifactError(f"{where} says {what} {record[what]}, the decision that it rests on {getattr(last, what)}.")
     if (last.verdict != "pass" or record.get("foreign_policy")) and not written(record.get("override")):
         raise ArtifactError(f"{where} promotes a release whose gates said {last.verdict}, and names no reason for it (override).")
+
+
+def _require_true_place(record: Record, records: Sequence[Record]) -> bool:
+    """A record moves the champion from where it stood, and promotes no release that was passed over or rolled back from.
+
+    Returns whether it moved anything: one that names the champion of its moment repeats what another says.
+    """
+    before, number, target = list(records[: record["sequence"] - 1]), record["sequence"], record["to_version"]
+    champion = expected_aliases(before).champion
+    if champion == target:
+        return False
+    if "from_version" in record and record["from_version"] != champion:
+        was = "nothing" if champion is None else f"release/{champion}"
+        raise ArtifactError(f"Record {number} says that it replaced release/{record['from_version']}, champion was {was}.")
+    if record["action"] == "promote" and target <= newest_promoted(before):
+        raise ArtifactError(
+            f"Record {number} promotes release/{target}, which was rolled back from or passed over before. No command does that: what is "
+            "to serve again is approved again, and gets a number of its own."
+        )
+    return True
+
+
+def _require_compared(record: Record, store: Store, manifest: ReleaseManifest, folder: Path) -> None:
+    """A candidate was held against the champion that it replaced; where that is a second decision, it is made again as far as can be.
+
+    Which documents both hold stands in no record, so what that has changed, as a lower power, is not held against the decision.
+    """
+    where, again = f"Record {record['sequence']}", record.get("decisions") or []
+    if not again:
+        if manifest.baseline_version != record.get("from_version") and not _is_of_before_comparisons(record, store.records()):
+            raise ArtifactError(
+                f"{where} replaced release/{record.get('from_version')}, and its release was compared with release/"
+                f"{manifest.baseline_version} alone."
+            )
+        return
+    stated, found = GateDecision.model_validate(again[-1]["decision"]), again[-1].get("comparison")
+    comparison = None if found is None else ComparisonSummary.model_validate(found)
+    if PolicyConfig.model_fields.keys() <= manifest.config["policy"].keys():  # else the version that decided late may have had more fields
+        require_policy(stated, policy_digest(manifest.config["policy"]))
+    made, lost = _made_again(store, manifest, folder, (again[-1]["against"], stated, comparison))
+    before, now, shared = _statuses(stated), _statuses(made), "shared_documents" in stated.inputs
+    # Records of before do not hold what was timed for them, and late decisions of before asked nothing of the documents that both hold.
+    untimed = comparison is None and (not stated.inputs or "comparison" in stated.inputs)
+    unasked = {"champion_p95", "champion_qps", REMOVED} if untimed else set()
+    unasked |= {f"{NON_INFERIOR}[{HELD_BY_BOTH}]"} if stated.method == 1 and not shared else set()
+    for name in sorted({*before, *now} - unasked):
+        about_both = name.startswith(NON_INFERIOR)
+        unknown = (lost and name.startswith("champion_")) or (shared and about_both and (name, before.get(name)) != (NON_INFERIOR, "pass"))
+        worse = now.get(name) == "fail" if shared and about_both else now.get(name) != before.get(name)
+        if worse and not unknown:
+            raise ArtifactError(
+                f"{where} says of its comparison with release/{again[-1]['against']} that {name} is '{before.get(name)}', decided again it "
+                f"is '{now.get(name)}'."
+            )
+    if stated.verdict != verdict_of(stated.gates):
+        raise ArtifactError(f"{where} says {stated.verdict} of its comparison, whose gates say {verdict_of(stated.gates)}.")
+
+
+def _is_of_before_comparisons(record: Record, records: Sequence[Record]) -> bool:
+    """Whether a version wrote it that only warned of another champion: its records, and those before them, have no field for decisions."""
+    return not any("decisions" in found for found in records[: record["sequence"]] if found.get("action") == "promote")
+
+
+def _made_again(
+    store: Store, manifest: ReleaseManifest, folder: Path, recorded: tuple[int | None, GateDecision, ComparisonSummary | None]
+) -> tuple[GateDecision, bool]:
+    """The decision of a late approval, and whether the champion that it was about has been lost since."""
+    from components.evaluation.report import load_evaluation
+
+    champion, stated, comparison = recorded
+    before = champion is not None and bool(stated.inputs) and "baseline" not in stated.inputs
+    gone = "it could not be opened when it was compared." if before else ""
+    baseline, lost = None, False
+    try:
+        baseline = None if champion is None or gone else store.baseline(champion)
+    except (ArtifactError, ModelError) as error:
+        if lack_behind(error):
+            raise
+        gone, lost = str(error), True
+    report, facts = load_evaluation(folder / EVALUATION_FOLDER), load_facts(folder)
+    evidence = GateInputs(report, baseline, comparison, facts, champion=champion, lost=gone)
+    return decide(evidence, recorded_policy(manifest.config), stated.method), lost
 
 
 def _files(store: Store) -> list[Artifact]:

@@ -6,6 +6,7 @@ looked up by its place: artifacts are found by the digest of their manifests, an
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from components.tracking.audit_log import AuditEntry
 
 AUDIT_FILE = "audit.jsonl"
+_OF_A_RUN = re.compile(r"(^|/)(m-)?[0-9a-f]{32}/artifacts/")
 
 
 class Store(Protocol):
@@ -211,7 +213,9 @@ class FolderStore:
         """The one audit log below the folder."""
         # The head alone is looked for as well: a log that was removed is not the same as none.
         named = (path for name in (AUDIT_FILE, f"{AUDIT_FILE}.head") for path in self.root.rglob(name))
-        logs = sorted({path.with_name(AUDIT_FILE) for path in named})
+        # What a run or a model keeps is written by whoever trains, under any name.
+        own = (path for path in named if not _OF_A_RUN.search(path.relative_to(self.root).as_posix()))
+        logs = sorted({path.with_name(AUDIT_FILE) for path in own})
         if len(logs) > 1:
             raise ArtifactError(f"{self.root} holds {len(logs)} audit logs; expected one.")
         if not logs:

@@ -74,18 +74,20 @@ def override_of(records: Sequence[Record], version: int) -> Override | None:
 def show_override_in_mlflow(name: str, records: Sequence[Record]) -> None:
     """Put the reason of the newest promotion's override into a tag and above the description of its release; else nothing.
 
-    Only a promotion that has a record is marked. One that was killed before its mark gets it from the next.
+    Only a promotion that has a record is marked. One that was killed before its mark gets it from the next, and so does one whose mark
+    somebody has taken out.
     """
     promoted = (int(r["to_version"]) for r in reversed(standing(records)) if r["action"] == "promote")
     model, version = release_model(name), next(promoted, 0)
     override = override_of(records, version)
     release = next((info for info in registry.versions(model) if info.version == version), None)
-    if override is None or release is None or release.tags.get(labels.PREFIX + OVERRIDDEN) == labels.cut(override.reason, labels.MAX_TAG):
+    if override is None or release is None:
         return
-    text = registry.description(model, version)
-    if not text.startswith(override.line):
+    text = registry.description(model, version)  # the tag alone shows nothing: it may have come along with the copy
+    if not text.startswith(override.line[: labels.MAX_DESCRIPTION // 2]):
         registry.set_description(model, version, f"{override.line}\n\n{text}")
-    registry.set_version_tag(model, version, OVERRIDDEN, override.reason)
+    if release.tags.get(labels.PREFIX + OVERRIDDEN) != labels.cut(override.reason, labels.MAX_TAG):
+        registry.set_version_tag(model, version, OVERRIDDEN, override.reason)
 
 
 def as_text(words: str) -> str:
@@ -214,11 +216,20 @@ def current_aliases(name: str) -> Aliases:
     return Aliases(registry.alias(model, CHAMPION), registry.alias(model, PREVIOUS))
 
 
+def moved(records: Sequence[Record]) -> Sequence[Record]:
+    """`records` up to the newest that moved the champion: who signed the records afterwards moved nothing."""
+    end = len(records)
+    while end and records[end - 1].get("action") == "vouch":
+        end -= 1
+    return records[:end]
+
+
 def was_interrupted(records: Sequence[Record], aliases: Aliases) -> bool:
     """Whether `aliases` is a state between the newest record and the end of its promotion or rollback.
 
     Both aliases are looked at: one that is moved by hand to the former champion alone is no interruption.
     """
+    records = moved(records)
     if not records:
         return False
     after = expected_aliases(records)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from components import settings
 from components.errors import ArtifactError, PromotionError
 from components.release.champion import Record, standing
-from components.text import reads_like
+from components.text import reads_like, written
 from components.tracking import audit_log as audit
 from components.tracking import labels, store
 from components.tracking import promotion_records as record_store
@@ -112,6 +112,71 @@ def require_logged_heads(name: str, records: Sequence[Record], entries: Sequence
             continue
         witness = f"the audit entry {entry.sequence} ({entry.user} on {model}/{stated[1]})"
         record_store.require_head(records, int(stated[3]), stated[4], witness)
+
+
+def require_proven(records: Sequence[Record], entries: Sequence[AuditEntry]) -> None:
+    """Raise ArtifactError for a promotion that the log does not prove as the promote flow would have asked: for whoever verifies.
+
+    From the first record that rests on the log on every promotion does, on the copy of a reviewer, and a reviewer gave its override.
+    """
+    rested = False
+    for record in standing(records):
+        number, digest = proof_of(record)
+        rested = rested or bool(digest)
+        if digest and record.get("action") == "rollback" and not _is_said(str(record.get("reason")), entries[number - 1]):
+            raise ArtifactError(
+                f"Promotion record {record['sequence']} gives another reason for its rollback than the audit entry {number}."
+            )
+        if not rested or record.get("action") != "promote":
+            continue
+        about = f"Promotion record {record['sequence']} promotes release/{record.get('to_version')}"
+        if not digest:
+            raise ArtifactError(
+                f"{about} and rests on no entry of the audit log, though records before it do: no command has written it so, and nobody is "
+                "known to have approved it."
+            )
+        if (act := act_of(entries[number - 1])) is None or act.role != REVIEWER:
+            raise ArtifactError(f"{about}, and the audit entry {number} that it rests on is no act of a reviewer.")
+        if written(record.get("override")) and not _overrode(record, entries):
+            raise ArtifactError(
+                f"{about} because of a reason (override) by {record.get('override_by')}, and the audit log knows no reviewer of that "
+                "name who gave it there."
+            )
+
+
+def _overrode(record: Record, entries: Sequence[AuditEntry]) -> bool:
+    """Whether the log holds a tag by which `override_by`, a reviewer, gave the record's reason on its release."""
+    model, reason = f"{record.get('retriever')}-release", str(record.get("override"))
+    for entry in entries:
+        about = entry.is_of(model, record.get("to_version")) and entry.subject.get("key") in OVERRIDE_KEYS
+        if not about or entry.action != "set_version_tag" or entry.outcome != "ok" or REVIEWER not in entry.roles:
+            continue
+        if entry.user == record.get("override_by") and _is_said(reason, entry):
+            return True
+    return False
+
+
+def _is_said(reason: str, entry: AuditEntry) -> bool:
+    """Whether an entry is of a tag with these words, as far as it holds them."""
+    said = entry.subject.get("value", "")
+    cut = said.endswith(labels.CUT_OFF) and reason.startswith(written(said.removesuffix(labels.CUT_OFF)))
+    return cut or written(said) == written(reason)
+
+
+def require_not_own(record: Record, entries: Sequence[AuditEntry], manifest: ReleaseManifest) -> None:
+    """Raise ArtifactError where the log says that who approved the release of `record`, by its proof, made its candidate or a part."""
+    number, digest = proof_of(record)
+    act = act_of(entries[number - 1]) if digest and record.get("action") == "promote" else None
+    if act is None:
+        return
+    candidate = (f"{record.get('retriever')}-candidate", record.get("candidate_version"))
+    for model, version in (candidate, *((pin.model, pin.version) for _, pin in manifest.pins.items())):
+        made = created_by(entries[:number], model, version) if type(version) is int else None
+        if made is not None and made.person == act.person:
+            raise ArtifactError(
+                f"Promotion record {record['sequence']} rests on the approval of {act.person}, who made {model}/{version} (audit entry "
+                f"{made.sequence}): nobody approves their own work."
+            )
 
 
 def created_by(entries: Sequence[AuditEntry], model: str, version: int) -> AuditedAction | None:

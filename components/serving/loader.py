@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from components import settings
-from components.artifacts import Artifact, read_json, verify, verify_noted
+from components.artifacts import Artifact, open_artifact, read_json, verify, verify_noted
 from components.data.config import IgnoreIdenticalIds
 from components.data.dataset import content_hash, document_text, reads_as
 from components.distillation.student import StudentEncoder, load_student
@@ -162,8 +162,8 @@ def require_as_registered(folder: Path) -> Artifact:
     """The release in the package that MLflow loads by itself, if it is the registered one and no alias that was moved by hand led there.
 
     MLflow follows the alias alone and asks for no record, and does not tell the model by which way it was loaded. So a release that the
-    alias `champion` names against the promotion records is not loaded at all. Raises ArtifactError in all these cases, and where trusted
-    keys do not vouch for the records that say so.
+    alias `champion` names against the promotion records is not loaded at all, whatever its tags say by now. Raises ArtifactError in all
+    these cases, and where trusted keys do not vouch for the records that say so.
     """
     artifact = verify(folder, packaged_digest(folder))
     name = str(read_json(folder / RELEASE_FILE).get("name"))
@@ -179,7 +179,7 @@ def require_as_registered(folder: Path) -> Artifact:
     # By the record, not by the number: that of a version that was deleted is given again.
     recorded = None if champion is None else record_of(records, champion)
     true = None if recorded is None else digest_in(recorded)
-    if digests.get(alias or 0) == artifact.digest != true:
+    if artifact.digest != true and artifact.digest in (digests.get(alias or 0), _digest_there(release_model(name), alias)):
         decided = f"release/{champion} is champion, of the digest {str(true)[:12]}" if champion else "nothing was promoted"
         raise ArtifactError(
             f"The alias 'champion' of {release_model(name)} points at release/{alias}, but by the promotion records {decided}: it was "
@@ -188,3 +188,11 @@ def require_as_registered(folder: Path) -> Artifact:
     if true == artifact.digest:
         require_vouched(records)
     return artifact
+
+
+def _digest_there(model: str, version: int | None) -> str | None:
+    """The digest of the files of a version; None where there is none, or they are gone."""
+    try:
+        return None if version is None else open_artifact(registry.artifact_folder(model, version)).digest
+    except (ArtifactError, ModelError):
+        return None

@@ -104,7 +104,8 @@ def usable_key() -> SigningKey | None:
     if key is None and trusted:
         raise ConfigError(
             f"Keys are trusted here ({', '.join(name[:16] for name in sorted(trusted))}), so what is not signed would not be served, and "
-            f"there is no signing key. Nothing was changed. Name it in {KEY_VARIABLE}."
+            f"there is no signing key. Nothing was changed. Name it in {KEY_VARIABLE}; where it is lost, make another (scalingnote keys "
+            "new), and trust its public key wherever something is served or verified."
         )
     if key is not None and trusted and key.key_id not in trusted:
         raise ConfigError(
@@ -201,13 +202,19 @@ def _publish(key: SigningKey) -> None:
 def rotation_key() -> SigningKey:
     """The key that takes over from `keys/signing.pem`, made once and trusted from then on; a rotation that was killed finds it again.
 
-    Raises ConfigError where this home has no key of its own to rotate, or other places say which key signs and which are trusted.
+    Raises ConfigError where this home has no key of its own to rotate, trusts none, or other places say which signs and which are trusted.
     """
     own, following = settings.keys_folder() / "signing.pem", settings.keys_folder() / NEXT_FILE
     if named := next((variable for variable in (KEY_VARIABLE, TRUSTED_VARIABLE) if os.environ.get(variable)), None):
         raise ConfigError(
             f"{named} is set, and a rotation changes the key and the trusted keys of the home folder alone. By hand: make a key (keys new "
             "--to FILE), trust its public key, sign what is served with it (keys sign), then take the former public key away."
+        )
+    if own.exists() and not (settings.keys_folder() / "trusted").exists():
+        raise ConfigError(
+            f"No keys are trusted here ({settings.keys_folder() / 'trusted'} is not there), so a rotation would trust the new key alone, "
+            "and what the present one has signed would not be served. Nothing was changed. `scalingnote keys new` trusts the present key; "
+            "see with `scalingnote verify champion` that it is served then, and rotate after that."
         )
     if not own.exists() and not following.exists():
         raise ConfigError(f"There is no key in {settings.keys_folder()} to rotate. Make one with `scalingnote keys new`.")

@@ -36,7 +36,7 @@ from components.artifacts import (
 from components.errors import ArtifactError
 from components.release.champion import standing
 from components.release.manifest import BaseModelPin, ReleaseManifest, load_release
-from components.release.reviewers import require_entry, require_logged_heads
+from components.release.reviewers import require_entry, require_logged_heads, require_proven
 from components.signing.keys import SigningKey, TrustedKey, key_id, load_signing_key, trusted_keys, usable_key
 from components.tracking.promotion_records import FORGED, STRIKE, struck_out
 
@@ -311,7 +311,7 @@ def signed_by(record: Record, trusted: Mapping[str, TrustedKey] | None = None) -
 
 
 def check_audit(name: str, records: Sequence[Record], entries: Sequence[AuditEntry] | None) -> str:
-    """Check that the audit log holds every entry that a record rests on, and knows of no record that is gone; returns a sentence.
+    """Check that the audit log holds all that records rest on and a promotion needs, and knows of no record that is gone; in a sentence.
 
     Raises ArtifactError otherwise.
     """
@@ -320,6 +320,7 @@ def check_audit(name: str, records: Sequence[Record], entries: Sequence[AuditEnt
         raise ArtifactError(f"Promotion record {resting[0]['sequence']} rests on an audit log, and there is none here. Restore it.")
     for record in resting:
         require_entry(record, entries or ())
+    require_proven(records, entries or ())
     require_logged_heads(name, records, entries or ())
     if entries is None:
         return "none: nobody was authenticated, names are as claimed"

@@ -22,6 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from components import settings
 from components.artifacts import canonical_json, digest_of, open_plain, open_private, read_bounded
 from components.errors import ArtifactError
+from components.settings import without_user
+from components.text import one_line
 from components.tracking.store import TrackingError, is_server, translated
 
 SCHEMA_VERSION = 1
@@ -371,8 +373,14 @@ def _from_server(uri: str) -> list[AuditEntry] | None:
         raise TrackingError(f"The server {uri} does not show its audit log to this user: {_message(answer.text)}")
     if answer.status_code != 200:
         raise TrackingError(f"The server {uri} could not give its audit log (status {answer.status_code}): {_message(answer.text)}")
-    first, *lines = answer.content.split(b"\n")[:-1]
-    return verified(lines, _parse_head(first), f"{uri} (audit log)")
+    first, _, rest = answer.content.partition(b"\n")
+    head = _parse_head(first)
+    if head is None and answer.content.strip() and not rest.startswith(b"{"):
+        raise TrackingError(
+            f"What answered for the server {without_user(uri)} gave something else than its audit log, such as the page of a proxy "
+            f"that asks to sign in: {one_line(answer.text[:80])!r}. Let calls to {ENDPOINT} through, or name the server itself."
+        )
+    return verified(rest.split(b"\n")[:-1], head, f"{uri} (audit log)")
 
 
 def _message(text: str) -> str:

@@ -44,9 +44,15 @@ _NO = frozenset({"false", "no"})
 _NO_VERDICT = _NO | {"o", "n", "f"}
 _NO_REASON = _NO | {"none", "null", "nil", "n/a", "na", "o", "off", "never", "not", "rejected", "reject", "nein", "non"}
 _OF_A_REVIEW = frozenset({"by", "at", "on", "date", "time", "link", "url"})  # a tag `review_by` names who, and says nothing
-_VERDICTS = frozenset({"approved", "approval", "accepted", "status", "verdict", "decision"})
+_VERDICTS = frozenset({"approve", "approved", "approval", "accepted", "status", "verdict", "decision"})
+# Words that stand beside one of those in the name of a tag: `approval_status`, `final decision`.
+_BESIDE = frozenset({"status", "state", "result", "outcome", "final", "release", "reviewer", "reviewers", "qa", "human", "manual"})
+_NEGATIONS = frozenset({"declined", "disapproved", "unapproved", "vetoed", "veto", "not_approved", "do_not_promote"})
+# As the value of any other tag; `rejected.csv` and `rejected-pairs` name files and branches.
+_SAYS_REJECTED = re.compile(r"\W*rejected(\s*[:;!\u2013\u2014].*|\s+[.,\-].*|[.,\-]+|[.,\-].*\s.*| by .*)?")
 _REJECTION = re.compile(r"\W*reject\w*[\s:,;.(\-\u2013\u2014]*(.*?)\)?$", re.IGNORECASE)
 
+CUT_OFF = " … [cut off]"
 MAX_TAG = 8000
 MAX_PARAMETER = 6000
 MAX_DESCRIPTION = 5000
@@ -58,16 +64,16 @@ def rejection(tags: Mapping[str, str]) -> str | None:
     The one reader of these tags, for the command line, the server's rules and the pages. It fails closed: with or without the project's
     prefix, in any capitals and in letters that look like these, what begins with "reject" rejects, and so does a review that is neither
     blank nor plainly an approval: one word, who, and after a colon a comment that takes nothing back. So does a tag such as `approved`,
-    `status` or `decision` that says no, or something that takes an approval back. A tag `rejected` is taken back by
-    `no` or `false`, not by leaving it empty: as a mark it needs no value. A rejection needs no proof: it is the one claim that cannot let
-    anything through.
+    `approval_status` or `decision` that says no, or something that takes an approval back, and any tag of somebody's own that says
+    `rejected`. A tag `rejected` (`declined`, `not_approved`) is taken back by `no` or `false`, not by leaving it empty: as a mark it needs
+    no value. A rejection needs no proof: it is the one claim that cannot let anything through.
     """
     for key, value in sorted(tags.items()):
         kind, said = _kind_of(key), " ".join(value.split())
         seen = _seen(said)
         if kind == "rejected" and seen not in _NO:
             return said or "no reason given"
-        if kind == "verdict" and (seen in _NO_VERDICT or _DOUBT.search(seen)):
+        if (kind == "verdict" and (seen in _NO_VERDICT or _DOUBT.search(seen))) or (kind == "other" and _SAYS_REJECTED.fullmatch(seen)):
             return f"the tag {key} says '{cut(said, 200)}'"
         if kind != "review" or not seen or _is_plain_approval(said, seen):
             continue
@@ -99,18 +105,19 @@ def _is_plain_approval(said: str, seen: str) -> bool:
 
 
 def _kind_of(key: str) -> str:
-    """What a tag of this key says: `rejected`, `review`, `verdict` for others in which people write one; empty for all else."""
+    """What a tag of this key says: `rejected`, `review`, `verdict` for others in which people write one, `other`; empty for ours."""
     plain = _seen(key).removeprefix(PREFIX)
     words = re.findall(r"[^\W_]+", plain)
     if plain in ("rejected", "review"):
         return plain
-    if _seen(key).startswith((PREFIX, "mlflow.", "metric.")):  # of this program or MLflow
+    if _seen(key).startswith((PREFIX, "mlflow.", "metric.")) or plain == "override":  # of this program or MLflow, or a reason
         return ""
-    if any(word.startswith("reject") for word in words):
+    if any(word.startswith("reject") for word in words) or "_".join(words) in _NEGATIONS:
         return "rejected"
     if {"review", "reviewed"} & set(words) and not _OF_A_REVIEW & set(words):
         return "review"
-    return "verdict" if plain in _VERDICTS else ""
+    named = plain in _VERDICTS or ({*words} & (_VERDICTS - {"status"}) and {*words} <= _VERDICTS | _BESIDE)
+    return "verdict" if named else "other"
 
 
 def _seen(text: str) -> str:
@@ -136,7 +143,7 @@ def name(text: str) -> str:
 
 def cut(text: str, limit: int) -> str:
     """`text`, ended with a mark when longer than `limit`; MLflow would cut it silently or refuse it."""
-    return text if len(text) <= limit else text[: limit - 12] + " … [cut off]"
+    return text if len(text) <= limit else text[: limit - len(CUT_OFF)] + CUT_OFF
 
 
 def prefixed(values: Mapping[str, Any]) -> dict[str, str]:

@@ -83,14 +83,13 @@ def leave_mark(run_id: str, about: Mapping[str, Any], end: End) -> None:
         (_folder() / f"{run_id}.json").write_text(f"{json.dumps(dict(about))}\n{json.dumps(end._asdict())}", encoding="utf-8")
 
 
-def left_behind() -> Iterator[tuple[str, dict[str, Any], End]]:
-    """The runs that have no process any more, with what was kept; the mark of each is removed once its turn of the loop is over."""
+def left_behind() -> Iterator[tuple[str, dict[str, Any], End, Mark]]:
+    """The runs that have no process any more, with what was kept, and the mark, which whoever has closed the run removes."""
     for path in _folder().glob("*.json"):
         with suppress(OSError), path.open("r+", encoding="utf-8") as handle:  # NFS locks only what may be written
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if text := handle.read():  # else its process is about to take the lock
-                yield path.stem, _line(text.partition("\n")[0]), _end(text)
-                path.unlink(missing_ok=True)
+                yield path.stem, _line(text.partition("\n")[0]), _end(text), Mark(path, handle)
 
 
 def _line(text: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -354,14 +355,14 @@ def tags_of_deleted(model_name: str) -> dict[int, dict[str, str]]:
 
 @translated("list the retrievers")
 def retrievers() -> list[str]:
-    """Names of the retrievers that have releases, in alphabetical order."""
+    """Names of the retrievers that have releases, in alphabetical order; models whose names no retriever can have are somebody else's."""
     found, token = [], None
     while True:
         page = client().search_registered_models("name LIKE '%-release'", max_results=1000, page_token=token)
         found += [model.name.removesuffix("-release") for model in page]
         token = page.token
         if not token:
-            return sorted(found)
+            return sorted(name for name in found if re.fullmatch(settings.RETRIEVER_NAME.rstrip("$"), name))
 
 
 @translated("read the description of a model version")

@@ -10,6 +10,7 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,7 +24,7 @@ from components.tracking.live import KILLED, End, end_of, finished_runs
 from components.tracking.packaging import local_path
 from components.tracking.provenance import Provenance, claimed_user, provenance_tags, source_tags
 from components.tracking.registry import input_tags, log_inputs, log_output, log_source
-from components.tracking.store import NOTE, client, error_code, experiment_id, require_answer, translated
+from components.tracking.store import NOTE, TrackingError, client, error_code, experiment_id, require_answer, translated
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -152,10 +153,10 @@ def close_flow_run(run_id: str, status: Status, error: str | None = None) -> Non
 
 
 @translated("close a run whose process is gone")
-def close_left_run(run_id: str, end: End = KILLED) -> None:
+def close_left_run(run_id: str, end: End = KILLED) -> bool:
     """End the run of a flow, and those of its steps, which a process that is gone has left open, as it ended.
 
-    Nothing happens to one that is closed.
+    Nothing happens to one that is closed. Returns whether this store knows the run.
     """
     from mlflow.exceptions import MlflowException
 
@@ -164,12 +165,13 @@ def close_left_run(run_id: str, end: End = KILLED) -> None:
     except MlflowException as error:
         if error_code(error) != "RESOURCE_DOES_NOT_EXIST":
             raise
-        return
+        return False
     for left in (*_open_steps(run), run):
         if left.info.status == "RUNNING" and left.info.lifecycle_stage == "active":
             if end.why and labels.ERROR not in left.data.tags:  # else it had said why it ends, and was disturbed then
                 client().set_tag(left.info.run_id, labels.ERROR, labels.cut(end.why, labels.MAX_TAG))
             client().set_terminated(left.info.run_id, end.status, end.at)
+    return True
 
 
 def _open_steps(run: Run) -> Sequence[Run]:
@@ -258,7 +260,8 @@ def newest_flow_run(name: str, flow: str) -> FlowRun | None:
     One whose start is still to come counts where there is no other, and one that finished while the store was gone is closed now.
     """
     for run_id, end in finished_runs().items():
-        close_left_run(run_id, end)
+        with suppress(TrackingError):  # of a retriever that this user may not change; a server that is gone is told by what follows
+            close_left_run(run_id, end)
     condition = f"tags.`{labels.FLOW}` = '{flow}' and attributes.status = 'FINISHED'"
     found = _search(name, condition, _latest()) or _search(name, condition, _NEVER)
     return read_flow_run(found.info.run_id) if found else None

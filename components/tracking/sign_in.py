@@ -10,8 +10,9 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from components import settings
@@ -23,6 +24,7 @@ from components.tracking.store import TrackingError
 
 PROMOTER = "promoter"
 PREFECT_USER = "prefect"
+BUSY_SECONDS = 30.0  # that a server which lives may take to answer
 USERNAME, PASSWORD, ADMIN_PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_AUTH_ADMIN_PASSWORD"
 
 
@@ -86,6 +88,19 @@ def running_server() -> str | None:
     return url if there and answers(f"{url}/health") else None
 
 
+def announced_server() -> str | None:
+    """Address of the server with sign-in whose process lives and holds its note, whether it answers or not; None where none surely does."""
+    try:
+        with _note().open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with suppress(ArtifactError, KeyError, TypeError):
+            return str(read_json(_note())["url"])
+    except OSError:  # there is no note, or a file system without locks
+        pass
+    return None
+
+
 def _is_free(path: Path) -> bool:
     """Whether nobody holds the lock of a file; False where that cannot be known."""
     try:
@@ -109,9 +124,9 @@ def sign_in(role: str) -> None:
 
     Nothing happens when the environment names a tracking server or store, or when no server with sign-in runs over this home folder.
     A person's password is never taken from a file: raises TrackingError when a trainer's or reviewer's command finds none in the
-    environment.
+    environment, and for a server that lives and does not answer.
     """
-    if os.environ.get("MLFLOW_TRACKING_URI") or (url := running_server()) is None:
+    if os.environ.get("MLFLOW_TRACKING_URI") or (url := _server_to_use()) is None:
         return
     os.environ["MLFLOW_TRACKING_URI"] = url
     if names_account():
@@ -123,6 +138,22 @@ def sign_in(role: str) -> None:
             "`scalingnote bootstrap` makes accounts."
         )
     os.environ[USERNAME], os.environ[PASSWORD] = role, password
+
+
+def _server_to_use() -> str | None:
+    """`running_server`, waited for where it is busy: what is built past it can never be approved, and the audit log does not hold it."""
+    url, deadline = running_server(), time.monotonic() + BUSY_SECONDS
+    while url is None and (silent := announced_server()) is not None:
+        if time.monotonic() > deadline:
+            raise TrackingError(
+                f"The server with sign-in of this home folder, {silent}, runs and has not answered for {BUSY_SECONDS:.0f} s. What changes "
+                "something goes through it, so that its audit log holds it. Nothing was changed. Wait until it answers, or stop it and "
+                "start it again (scalingnote ui --auth). Where it runs in a container or on another machine, name the address that it has "
+                "from here in MLFLOW_TRACKING_URI."
+            )
+        time.sleep(0.5)
+        url = running_server()
+    return url
 
 
 def names_account() -> bool:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from components import settings
 from components.errors import ConfigError, ScalingNoteError
@@ -78,6 +79,11 @@ def translated(action: str) -> Iterator[None]:
         reason = str(error).strip().partition("\n")[0]
         if "failed with error code 401" in reason:
             who = signed_in_as() or "nobody"
+            if who == "nobody" and os.environ.get("MLFLOW_TRACKING_TOKEN"):
+                raise TrackingError(
+                    f"Could not {action}: {settings.tracking_uri()} does not accept the token in MLFLOW_TRACKING_TOKEN. It may have run "
+                    "out: get another."
+                ) from error
             raise TrackingError(
                 f"Could not {action}: {settings.tracking_uri()} does not accept the user name and password of '{who}'. "
                 "Check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
@@ -172,7 +178,19 @@ def require_answer() -> None:
         if answers(f"{uri.rstrip('/')}/health"):
             return
         _gone[uri] = time.monotonic()
-    raise TrackingError(f"No tracking server answers at {without_user(uri)}. Start it, or correct MLFLOW_TRACKING_URI.")
+    raise TrackingError(f"No tracking server answers at {without_user(uri)}. Start it, or correct MLFLOW_TRACKING_URI.{_by_proxy(uri)}")
+
+
+def _by_proxy(uri: str) -> str:
+    """A sentence about the proxy through which a server is asked; empty where it is asked directly."""
+    from urllib.request import getproxies, proxy_bypass
+
+    asked = urlsplit(uri)
+    proxies = getproxies()
+    proxy = proxies.get(asked.scheme) or proxies.get("all")
+    if not proxy or not asked.hostname or asked.hostname in settings.LOOPBACK or proxy_bypass(asked.hostname):
+        return ""
+    return f" It is asked through the proxy {without_user(proxy)}, which may be what is silent: name the host in NO_PROXY if it needs none."
 
 
 def _announce(uri: str) -> None:

@@ -20,12 +20,18 @@ if TYPE_CHECKING:
 def approve(options: argparse.Namespace) -> None:
     """Approve a candidate as a named person."""
     from components.promotion.approval import approve as approve_candidate
+    from components.release.champion import expected_aliases
+    from components.tracking.promotion_records import read_records
 
     approval = approve_candidate(retriever_name(options), options.candidate, options.person, options.override)
     state = "approved" if approval.created else "was approved before"
     proof = "unauthenticated" if approval.authentication == "none" else f"{approval.role}, signed in"
-    text = f"candidate/{approval.candidate_version} {state} by {approval.person} ({proof}) as release/{approval.release_version}."
-    show(options, asdict(approval), f"{one_line(text)}\nNext: scalingnote promote{name_option(approval.name)}")
+    person = approval.person or "somebody who gave no name"
+    text = f"candidate/{approval.candidate_version} {state} by {person} ({proof}) as release/{approval.release_version}."
+    following = f"Next: scalingnote promote{name_option(approval.name)}"
+    if not approval.created and expected_aliases(read_records(approval.name)).champion == approval.release_version:
+        following = "It is champion already."
+    show(options, asdict(approval), f"{one_line(text)}\n{following}")
     if os.environ.get("PREFECT_API_URL"):  # a team's server, whose automations promote
         from flows.reporting import tell_approved
         from flows.servers import ServerError

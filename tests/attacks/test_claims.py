@@ -168,6 +168,12 @@ def test_mlflow_loads_nothing_by_an_alias_that_was_moved_by_hand(proven: Proven,
         with pytest.raises(ArtifactError, match="points at release/1, but by the promotion records release/2 is champion"):
             require_as_registered(first)
         assert require_as_registered(second)
+        digest = next(info for info in registry.versions(RELEASE) if info.version == 1).tags["scalingnote.digest"]
+        for disguise in ("", "0" * 64):  # the tag that says which files they are, changed too
+            client().set_model_version_tag(RELEASE, "1", "scalingnote.digest", disguise)
+            with pytest.raises(ArtifactError, match="points at release/1, but by the promotion records release/2 is champion"):
+                require_as_registered(first)
+        client().set_model_version_tag(RELEASE, "1", "scalingnote.digest", digest)
     finally:
         client().set_registered_model_alias(RELEASE, "champion", "2")
 

@@ -220,8 +220,10 @@ def test_a_candidate_that_is_given_the_number_of_another_is_approved_and_rejecte
     register = into_mlflow()
     for number in (1, 2):
         assert make_candidate(tmp_path / str(number), register, {**GOOD, "student": 0.74 + number / 1000}).version == number
+    assert "not approved" in trace(NAME, "candidate/2").text()  # though release/2 names its number
     again = approve(NAME, 2, "Ada")
     assert (again.created, again.release_version) == (True, 3)
+    assert "not approved" not in trace(NAME, "candidate/2").text()
     assert promote(NAME, no_smoke).to_version == 3
     registry.set_review_tag(CANDIDATE, 2, "review", "rejected: slow")
     assert rollback(NAME, "Ada", "slow").to_version == 2  # which nobody rejected

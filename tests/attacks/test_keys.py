@@ -19,6 +19,7 @@ from components.promotion.verification import verify_release
 from components.release.champion import servable_release
 from components.serving.loader import require_signed
 from components.signing.keys import KEY_VARIABLE, SigningKey, load_signing_key, make_key, public_file, trusted_keys
+from components.tracking import embedded, registry
 from components.tracking import promotion_records as record_store
 from components.tracking.store import client
 from tests.unit.promotion_world import GOOD, NAME, Killed, into_mlflow, make_candidate, no_smoke
@@ -286,3 +287,27 @@ def test_half_a_key_is_refused_and_changes_nothing(champion: int) -> None:
         with pytest.raises(ConfigError, match="cannot be opened: the file is damaged"):
             change()
     assert len(record_store.read_records(NAME)) == 1
+
+
+def test_a_rotation_where_no_key_is_trusted_is_refused_before_only_the_new_one_would_be(champion: int) -> None:
+    trusted = settings.keys_folder() / "trusted"
+    (public,) = trusted.glob("*.pem")
+    public.unlink()
+    trusted.rmdir()  # to go without trusted keys
+    with pytest.raises(ConfigError, match=r"No keys are trusted here .* `scalingnote keys new` trusts the present key"):
+        rotate()
+    assert served() == 1 and not trusted.exists()
+    make_key(settings.keys_folder() / "signing.pem")
+    assert served() == 1
+    rotate()
+    assert served() == 1
+
+
+def test_a_model_whose_name_no_retriever_can_have_does_not_stop_a_rotation(champion: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a server a quote in its name broke the search for its versions, so that a key which leaked could not be withdrawn."""
+    client().create_registered_model("o'brien-release")
+    client().create_registered_model("a b-release")
+    assert registry.retrievers() == [NAME]
+    monkeypatch.setattr(embedded, "reader", lambda: None)  # as on a server
+    rotate()
+    assert served() == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from components.promotion.approval import approve
 from components.promotion.promote import promote, rollback, waiting_for_promotion
 from components.promotion.status import history_of, render_history, render_status, status_of
 from components.release.champion import servable_release
+from flows.cli import review
 from tests.unit.promotion_world import GOOD, NAME, MemoryTracking, World, no_smoke
 
 CANDIDATE, RELEASE = f"{NAME}-candidate", f"{NAME}-release"
@@ -166,3 +169,34 @@ def test_the_newest_candidate_is_approved_by_its_name(world: World) -> None:
     world.candidate()
     newest = world.candidate()
     assert approve(NAME, "candidate/latest", "Ada").candidate_version == approve(NAME, "latest", "Ada").candidate_version == newest
+
+
+def test_what_is_rejected_while_it_is_examined_is_not_served(world: World) -> None:
+    """Its smoke queries may take minutes: what a reviewer said in them was not looked at."""
+    for number in (1, 2):
+        approve(NAME, world.candidate(), "Ada")
+        if number == 1:
+            promote(NAME, no_smoke)
+
+    def rejecting(model: str, version: int) -> Callable[[object], None]:
+        return lambda _: world.tracking.set_review_tag(model, version, "review", "rejected: leaks")
+
+    for model in (CANDIDATE, RELEASE):
+        with pytest.raises(PromotionError, match=r"release/2 .* was rejected or deleted while it was examined.*leaks"):
+            promote(NAME, rejecting(model, 2))
+        world.tracking.set_review_tag(model, 2, "review", "approved")
+    with pytest.raises(PromotionError, match=r"was rejected or deleted while it was examined.*That version is gone"):
+        promote(NAME, lambda _: world.tracking.delete_version(RELEASE, 2))
+    approve(NAME, 2, "Ada")
+    promote(NAME, no_smoke)
+    with pytest.raises(PromotionError, match=r"release/1 .* was rejected \(leaks\)"):
+        rollback(NAME, "Bob", "slow", rejecting(RELEASE, 1))
+    assert [record["to_version"] for record in world.tracking.records] == [1, 3]
+
+
+def test_who_approves_the_champion_again_is_told_that_it_is_champion(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.tracking.copy_version(CANDIDATE, world.candidate(), RELEASE)  # as in the page, which asks for no name
+    promote(NAME, no_smoke)
+    review.approve(argparse.Namespace(name=NAME, json=False, candidate="1", person="Ada", override=None))
+    told = capsys.readouterr().out
+    assert "was approved before by somebody who gave no name" in told and "It is champion already." in told and "promote" not in told

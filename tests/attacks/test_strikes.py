@@ -378,3 +378,20 @@ def test_a_strike_that_names_what_is_not_there_or_leaves_something_out_counts_fo
     for attempt in wrong:
         with pytest.raises(ArtifactError, match="record 4 strikes out other records than stand before it"):
             attempt()
+
+
+def test_a_strike_that_was_killed_is_finished_by_the_same_command(champion: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was told that the record to strike out, its own, is signed by a trusted key."""
+    forge()
+    client().set_registered_model_alias(f"{NAME}-release", "champion", "2")
+
+    def killed(_: str) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("components.promotion.record.settle_aliases", killed)
+        strike(NAME, 2, "Ada", "nobody promoted it")
+    assert registry.alias(f"{NAME}-release", "champion") == 2
+    done = strike(NAME, 2, "Ada", "nobody promoted it")
+    assert (done.sequence, done.struck, done.champion, len(record_store.read_records(NAME))) == (3, [2], 1, 3)
+    assert registry.alias(f"{NAME}-release", "champion") == 1

@@ -18,6 +18,7 @@ from components.errors import PromotionError
 from components.promotion.approval import approve
 from components.promotion.promote import promote, promotion_fingerprint, rollback
 from components.promotion.status import history_of
+from components.promotion.verification import verify_release
 from components.tracking import registry
 from components.tracking.audit_log import read_audit
 from components.tracking.server.permissions import POLICY_VARIABLE
@@ -152,6 +153,9 @@ def test_rollback_is_proven_by_the_tag_that_the_log_holds(server: AuthServer) ->
         "basic",
         "worse on knees",
     )
+    with server.as_user("auditor"):  # what the server logs proves an override and a rollback to whoever verifies
+        for ref in ("champion", f"release/{record['from_version']}"):
+            assert {check.name: check.detail for check in verify_release(NAME, ref) if not check.ok} == {}
 
 
 def test_the_administrators_policy_binds_whoever_works_on_the_server(server: AuthServer, tmp_path: Path, policy: Path) -> None:

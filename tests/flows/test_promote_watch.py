@@ -20,6 +20,7 @@ import pytest
 
 from components.errors import ConfigError, PromotionError
 from components.promotion import promote as waiting
+from components.signing.keys import make_key
 from components.tracking.store import TrackingError
 from flows.webhook import DELIVERY_ID, MAX_BODY, SIGNATURE, TIMESTAMP, Deliveries, Watch, receiving, secret, sign
 from tests.flows.cli_world import assert_refused, scalingnote
@@ -128,6 +129,29 @@ def test_what_was_promoted_leaves_no_refusal_behind_and_a_broken_memory_is_none(
     flow.outcome = None
     Watch("retriever", 60, lambda change: None).look()
     assert not memory.exists()
+
+
+def test_a_refusal_is_examined_again_when_somebody_set_keys_or_policies_right(
+    flow: Flow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The registry does not show it: the approval waited for up to a day, and was told that nothing had changed."""
+    flow.state, flow.outcome = "a", PromotionError("the policy is not one of this installation's")
+
+    def look() -> None:
+        with pytest.raises(PromotionError):
+            Watch("retriever", 60, lambda change: None).look()
+        assert waiting.refused_before("retriever") is not None
+
+    look()
+    make_key(tmp_path / "keys" / "signing.pem")
+    assert waiting.refused_before("retriever") is None
+    look()
+    (tmp_path / "policy.yaml").write_text('version: "2"')
+    monkeypatch.setenv("SCALINGNOTE_POLICY", str(tmp_path / "policy.yaml"))
+    assert waiting.refused_before("retriever") is None
+    look()
+    (tmp_path / "policy.yaml").write_text('version: "3"')
+    assert waiting.refused_before("retriever") is None
 
 
 def test_a_memory_that_cannot_be_kept_hides_neither_a_refusal_nor_a_promotion(

@@ -101,6 +101,16 @@ def test_it_is_rolled_back_and_goes_on(home: Path, tmp_path: Path) -> None:
     assert scalingnote("verify").status == 0
 
 
+def test_what_it_holds_is_approved_late_verified_and_rolled_back_from(home: Path) -> None:
+    """The decision against today's champion is made by a version whose policies have more fields than that of the candidate."""
+    assert scalingnote("approve", "candidate/1", "--as", "Ada Lovelace", "--override", "its gates do not matter here").status == 0
+    assert done("promote")["to_version"] == 3
+    found = scalingnote("verify", "champion")
+    assert found.status == 0, found.out
+    assert scalingnote("rollback", "--as", "Ada Lovelace", "--reason", "too many complaints").status == 0
+    assert [scalingnote("verify", ref).status for ref in ("champion", "release/3")] == [0, 0]
+
+
 # As in an environment where nothing of ours is installed, such as one that MLflow makes for a model; and as in one that works with it.
 ALONE = f"""
 import sys

@@ -12,8 +12,10 @@ from unittest import mock
 import httpx
 import pytest
 import requests
+from mlflow.exceptions import MlflowException
 
 from components.settings import answers, is_healthy, spare_loopback, without_user
+from components.tracking import store
 
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 
@@ -114,3 +116,26 @@ def test_a_password_in_an_address_is_not_shown() -> None:
 
 def _spared(name: str) -> list[str]:
     return os.environ[name].split(",")
+
+
+def test_a_silent_server_is_told_with_the_proxy_that_it_is_asked_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "answers", lambda url: False)
+    for name in (*PROXIES, "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("https_proxy", "http://ann:s3cr3t@127.0.0.1:9")
+    for uri, told in (("https://mlflow.example", True), ("https://127.0.0.1:1", False), ("http://mlflow.example", False)):
+        store.clear_caches()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        with pytest.raises(store.TrackingError, match=f"No tracking server answers at {uri}") as said:
+            store.require_answer()
+        assert ("It is asked through the proxy http://127.0.0.1:9," in str(said.value)) is told
+    store.clear_caches()
+
+
+def test_a_token_that_is_refused_is_no_user_name_or_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "run out")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example")
+    with pytest.raises(store.TrackingError, match="does not accept the token in MLFLOW_TRACKING_TOKEN"), store.translated("read a run"):
+        raise MlflowException("API request to endpoint /x failed with error code 401 != 200. Response body: ''")

@@ -255,10 +255,13 @@ def _exists(service: Any, name: str) -> bool:
 
 
 def _create(service: Any, name: str, user: User, prepared: Prepared) -> None:
-    """Make the account. A generated password is on the disk before the account exists, so a kill between the two loses nothing."""
+    """Make the account. A generated password is on the disk before the account exists, so a kill between the two loses nothing.
+
+    One that lies there is taken: it may be that of the same user on another server, which nobody could enter any more.
+    """
     password = os.environ.get(user.password_env, "") if user.password_env else ""
     if not password:
-        password = sign_in.keep_secret(sign_in.password_file(name))
+        password = sign_in.stored_password(name) or sign_in.keep_secret(sign_in.password_file(name))
         prepared.passwords[name] = str(sign_in.password_file(name))
     service.create_user(name, password)
     prepared.users.append(name)

@@ -20,6 +20,7 @@ import pytest
 from prefect.exceptions import TerminationSignal
 from prefect.utilities.engine import capture_sigterm, is_prefect_sigterm_handler_installed
 
+from components.tracking import runs
 from components.tracking.live import KILLED, End, end_of
 from components.tracking.provenance import collect_provenance
 from components.tracking.runs import CANCELLED, last_flow_run, newest_flow_run, open_flow_run, open_step
@@ -370,3 +371,41 @@ print({made.retries for made in (adopt, promote, promote_newest_approved, refres
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "PREFECT_FLOWS_DEFAULT_RETRIES": "3", "PREFECT_TASKS_DEFAULT_RETRIES": "3"}
     told = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=600, check=False)
     assert told.stdout.strip() == "{0}", told.stderr
+
+
+def test_a_left_run_that_this_user_may_not_change_stops_no_flow_and_stays_for_others(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a server with sign-in, as of a retriever of other trainers: every later flow of this home failed at its start."""
+    run_id = open_flow_run("other", "retrain", {}, collect_provenance(), {})
+    mark = home / "work" / "running" / f"{run_id}.json"
+    mark.parent.mkdir(parents=True)
+    mark.write_text('{"prefect_flow_run_id": null}\n{"status": "FINISHED", "why": "", "at": 5}')
+
+    def refused(*_: object) -> None:
+        raise TrackingError("tina (trainer) has no permission for: get run.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recording, "close_left_run", refused)
+        patch.setattr(runs, "close_left_run", refused)
+        with recorded_flow("retriever", "retrain", {}) as recorder:
+            pass
+        assert status(recorder.run_id) == "FINISHED" and mark.exists()
+        found = newest_flow_run("retriever", "retrain")
+        assert found is not None and found.run_id == recorder.run_id
+    assert f"The run {run_id} of a flow that has ended is still shown as running: tina" in capsys.readouterr().out
+    with recorded_flow("retriever", "retrain", {}):
+        assert status(run_id) == "FINISHED" and not mark.exists()
+
+
+def test_a_left_run_of_another_store_waits_for_a_flow_there(home: Path) -> None:
+    """Its mark went with the first flow elsewhere, and it was shown as running for ever."""
+    marks = home / "work" / "running"
+    marks.mkdir(parents=True)
+    for run_id, store in (("1" * 32, '"http://mlflow.example"'), ("2" * 32, "null")):
+        (marks / f"{run_id}.json").write_text(f'{{"prefect_flow_run_id": null, "store": {store}}}')
+    here = open_flow_run("retriever", "retrain", {}, collect_provenance(), {})
+    (marks / f"{here}.json").write_text('{"prefect_flow_run_id": null, "store": "http://127.0.0.1:5000"}')  # a server over this very store
+    with recorded_flow("retriever", "retrain", {}):
+        assert status(here) == "KILLED"
+    assert [path.stem for path in marks.iterdir()] == ["1" * 32]

@@ -240,3 +240,18 @@ def test_promotion_that_was_overtaken_while_it_verified_is_refused(world: World)
         promote(NAME, slow)
     assert [record["to_version"] for record in world.tracking.records] == [1]
     assert promote(NAME, no_smoke).status == "nothing"
+
+
+def test_a_killed_rollback_is_finished_and_not_repeated_after_its_records_were_signed(world: World) -> None:
+    """A record that only vouches came between, and the next rollback went one release further back."""
+    for _ in range(3):
+        release(world)
+    kept = dict(world.tracking.aliases)
+    rollback(NAME, "Bob", "slow")
+    world.tracking.aliases.update(kept)  # killed before the aliases followed
+    newest = {key: value for key, value in world.tracking.records[-1].items() if key not in ("sequence", "digest", "retriever")}
+    world.tracking.append_record(NAME, {**newest, "action": "vouch", "from_version": 2})
+    change = rollback(NAME, "Bob", "slow")
+    assert (change.status, change.to_version, len(world.tracking.records)) == ("reconciled", 2, 5)
+    assert aliases(world) == (2, 1)
+    assert rollback(NAME, "Bob", "slow").to_version == 1

@@ -100,6 +100,33 @@ def test_nobody_approves_their_own_work(world: World, made: str, monkeypatch: py
     assert world.tracking.records == []
 
 
+def test_after_the_copy_of_who_made_a_part_another_reviewers_approval_is_a_copy_of_its_own(world: World) -> None:
+    number = built(world)
+    world.tracking.sign_in("rita", "reviewer", "trainer")
+    world.tracking.note("create_model_version", model=f"{NAME}-index", version=1)  # the server's rules look at the candidate's maker alone
+    promoted_copy(world, number)
+    with pytest.raises(PromotionError, match=r"'rita' made retriever-index/1 .* Another reviewer has to"):
+        promote_as_flow(world)
+    world.tracking.sign_in("ron", "reviewer")
+    approved = approve(NAME, number, None)
+    assert (approved.created, approved.person, approved.release_version) == (True, "ron", 2)
+    assert approve(NAME, number, None).created is False
+    assert promote_as_flow(world).to_version == 2
+
+
+def test_a_reason_of_who_made_the_candidate_is_replaced_by_that_of_another_reviewer(world: World) -> None:
+    number = built(world, BAD)
+    world.tracking.sign_in("rita", "reviewer")
+    promoted_copy(world, number)
+    world.tracking.sign_in("tom", "reviewer", "trainer")
+    world.tracking.set_review_tag(RELEASE, 1, "override", "mine")
+    world.tracking.sign_in("ron", "reviewer")
+    approved = approve(NAME, number, None, override="pilot")
+    assert (approved.created, approved.override_by, approved.release_version) == (True, "ron", 1)
+    promote_as_flow(world)
+    assert world.tracking.records[-1]["override_by"] == "ron"
+
+
 def test_candidate_of_nobody_known_is_not_approved(world: World) -> None:
     log, world.tracking.log = world.tracking.log, None
     number = built(world)
@@ -220,6 +247,21 @@ def test_rollback_names_the_person_that_the_log_names(world: World) -> None:
     assert world.tracking.log is not None
     assert read_audit(world.tracking.log)[record["audit_sequence"] - 1].digest == record["audit_digest"]
     assert world.tracking.models[RELEASE][1].tags["scalingnote.rolled_back"] == "slow"
+
+
+def test_a_rollback_past_the_server_is_not_that_of_somebody_whose_own_was_killed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2):
+        number = built(world)
+        world.tracking.sign_in("rita", "reviewer")
+        promoted_copy(world, number)
+        promote_as_flow(world)
+    world.tracking.sign_in("pat", "promoter")
+    world.tracking.set_version_tag(RELEASE, 2, people.ROLLED_BACK, "slow")  # and killed before the record
+    monkeypatch.setattr(world.tracking, "note", lambda *_, **__: None)
+    world.tracking.user = None
+    rollback(NAME, "Bob", "leaks")
+    record = world.tracking.records[-1]
+    assert (record["approved_by"], record["authentication"], record["reason"]) == ("Bob", "unauthenticated", "leaks")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,16 @@ def test_reason_that_is_older_than_the_champion_does_not_count(world: World) -> 
     assert promote(NAME, no_smoke).to_version == 3
 
 
+def test_a_reason_counts_although_the_records_were_signed_after_it(world: World) -> None:
+    with_better_champion(world)
+    approve(NAME, 2, "Ada", override="the better one leaks")
+    newest = {key: value for key, value in world.tracking.records[-1].items() if key not in ("sequence", "digest", "retriever")}
+    later = (datetime.now(UTC) + timedelta(seconds=1)).isoformat()
+    world.tracking.append_record(NAME, {**newest, "action": "vouch", "from_version": 2, "time": later})
+    assert approve(NAME, 2, "Ada", override="the better one leaks").created is False
+    assert promote(NAME, no_smoke).to_version == 3
+
+
 def test_a_record_of_a_clock_that_ran_ahead_is_named_where_no_reason_can_be_newer(world: World) -> None:
     with_better_champion(world)
     world.tracking.records[-1]["time"] = "2099-01-01T00:00:00+00:00"
@@ -121,6 +132,22 @@ def test_override_is_marked_on_the_page_and_in_all_that_is_told(world: World) ->
     assert world.tracking.models[RELEASE][0].tags["scalingnote.overridden"] == "pilot\nin one ward"
     assert f"{RED} OVERRIDE by Ada, gates fail: pilot in one ward" in render_history(NAME, history_of(NAME))
     assert f"{RED} OVERRIDE" in render_status(status_of(NAME))
+
+
+def test_a_tag_that_came_along_does_not_stand_for_the_mark_of_an_override(world: World) -> None:
+    """Whoever trains could set it ahead, and the release's page showed nothing in red."""
+    number, reason = world.candidate(BAD), "pilot " * 900
+    world.tracking.models[CANDIDATE][0].tags["scalingnote.overridden"] = reason.strip()
+    approve(NAME, number, "Ada", override=reason)
+    promote(NAME, no_smoke)
+    page = world.tracking.descriptions[RELEASE, 1]
+    assert page.startswith(f"{RED} **OVERRIDE: released although its gates said fail**")
+    world.tracking.descriptions[RELEASE, 1] = page[:4_988] + " [cut off]"  # as MLflow keeps it
+    promote(NAME, no_smoke)
+    assert world.tracking.descriptions[RELEASE, 1] == page[:4_988] + " [cut off]"
+    world.tracking.descriptions[RELEASE, 1] = "a fine release"
+    promote(NAME, no_smoke)
+    assert world.tracking.descriptions[RELEASE, 1].startswith(RED)
 
 
 def test_mark_of_an_override_comes_back_with_the_release(world: World) -> None:

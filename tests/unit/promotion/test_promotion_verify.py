@@ -162,6 +162,14 @@ def test_a_record_that_rests_on_an_entry_the_log_does_not_hold_is_found(proven: 
     assert "holds 2 audit logs" in finding(verify_folder(NAME, copied), "audit log")
 
 
+def test_a_file_of_a_run_is_no_audit_log(proven: Proven, copied: Path) -> None:
+    """Whoever trains may keep one under that name: every folder with it was refused."""
+    notes = copied / "artifacts" / NAME / ("0" * 32) / "artifacts" / "notes"
+    notes.mkdir(parents=True)
+    (notes / "audit.jsonl").write_text("{}")
+    assert {check.name: check.detail for check in verify_folder(NAME, copied) if not check.ok} == {}
+
+
 def test_every_copy_in_a_folder_is_verified(proven: Proven, copied: Path) -> None:
     second = Path(shutil.copytree(registry.artifact_folder(f"{NAME}-index", 1), copied / "second"))
     assert [check for check in verify_folder(NAME, copied) if not check.ok] == []

@@ -8,6 +8,7 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -179,3 +180,19 @@ def test_variables_of_mlflow_that_are_set_to_nothing_count_as_unset(home: Path, 
     store.clear_caches()
     assert store.client().search_registered_models() == []
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "3"
+
+
+@pytest.mark.parametrize("page", [b"<html>Sign in</html>", b"\n<!doctype html>\n<html>\n", b'{"message": "sign in"}', b"<html>\n<body>\n"])
+def test_a_page_of_a_proxy_is_no_audit_log_that_somebody_changed(page: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ended in an unexpected failure, or told to restore the log from a backup."""
+    from mlflow.utils import rest_utils
+
+    answer = SimpleNamespace(status_code=200, content=page, text=page.decode())
+    monkeypatch.setattr(rest_utils, "http_request", lambda *_, **__: answer)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    monkeypatch.delenv("SCALINGNOTE_AUDIT_LOG", raising=False)
+    with pytest.raises(store.TrackingError, match="gave something else than its audit log"):
+        trail()
+    answer.content = b"\n" + b"{}\n"  # the log of a server whose head file is gone
+    with pytest.raises(ArtifactError, match="entry 1 was edited"):
+        trail()

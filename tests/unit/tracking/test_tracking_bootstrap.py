@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from components.errors import ConfigError
+from components.tracking import sign_in
 from components.tracking.server import bootstrap as preparing
 from components.tracking.server.bootstrap import Prepared, User, Users, bootstrap
 from components.tracking.store import TrackingError
@@ -95,3 +96,12 @@ class StandIn:
     def __exit__(self, *_: object) -> None:
         self.server.shutdown()
         self.server.server_close()
+
+
+def test_a_password_that_lies_there_of_another_server_is_kept(home: Path) -> None:
+    """Made anew for the second server, that of the first was lost, and nobody could enter it any more."""
+    made: list[str] = []
+    service = SimpleNamespace(create_user=lambda name, password: made.append(password))
+    for server in ("http://one", "http://two"):
+        preparing._create(service, "promoter", User(roles=("promoter",)), Prepared(server))
+    assert len(made) == 2 and len(set(made)) == 1 and sign_in.stored_password("promoter") == made[0]

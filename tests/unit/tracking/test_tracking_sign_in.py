@@ -8,6 +8,7 @@ import os
 import stat
 from pathlib import Path
 from threading import Timer
+from types import SimpleNamespace
 
 import pytest
 
@@ -73,6 +74,30 @@ def test_nobody_is_sent_a_password_after_the_server_was_killed(note: Path) -> No
         write_json(note, left)
         assert sign_in.running_server() is None
     sign_in.sign_in("trainer")
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+
+
+def test_a_server_that_is_busy_is_waited_for_and_never_gone_around(note: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its silence was taken for its absence: what was built past it could never be approved, and no audit entry told of it."""
+    answered = iter([False, False, True])
+    for variable in (sign_in.USERNAME, sign_in.PASSWORD):
+        monkeypatch.setenv(variable, "")  # so that what `sign_in` sets is taken back after the test
+    sign_in.keep_secret(sign_in.password_file("promoter"))
+    with sign_in.announced(URL):
+        monkeypatch.setattr(sign_in, "answers", lambda url: next(answered))
+        sign_in.sign_in("promoter")
+        assert os.environ["MLFLOW_TRACKING_URI"] == URL
+        for variable in ("MLFLOW_TRACKING_URI", sign_in.USERNAME, sign_in.PASSWORD):
+            os.environ.pop(variable)
+        monkeypatch.setattr(sign_in, "answers", lambda url: False)
+        monkeypatch.setattr(sign_in, "BUSY_SECONDS", 0.0)
+        with pytest.raises(TrackingError, match=f"{URL}, runs and has not answered.*MLFLOW_TRACKING_URI"):
+            sign_in.sign_in("promoter")
+        monkeypatch.setattr(auth_server, "entry_points", lambda group: SimpleNamespace(names=(auth_server.APP,)))
+        with pytest.raises(ServerError, match=f"already: {URL}"):
+            auth_server.auth_plan(5001)
+    assert sign_in.announced_server() is None
+    sign_in.sign_in("promoter")
     assert "MLFLOW_TRACKING_URI" not in os.environ
 
 
