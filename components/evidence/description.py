@@ -282,7 +282,7 @@ def _front_matter(release: PinnedRelease, bases: Mapping[str, BaseModelPin], sum
         for name, value in (measured.metrics if measured else {}).items()
     ]
     data = ModelCardData(
-        # Without the layers that were kept of it (`acme/mini@4`): a hub takes no card that names a model as none can be called there.
+        # Without the layers that were kept of it (`acme/mini@4`): no model can be called that on a hub.
         base_model=sorted({pin.name.partition("@")[0] for pin in bases.values() if is_on_hub(pin.name)}) or None,
         eval_results=results or None,
         library_name="sentence-transformers",
