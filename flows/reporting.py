@@ -30,6 +30,7 @@ LOG_BYTES, LOG_FILES = 5_000_000, 4  # of logs/runs.log in the home folder, befo
 LOCAL_MLFLOW = "http://127.0.0.1:5000"  # where `scalingnote ui` shows a local installation
 MLFLOW_PAGE = "SCALINGNOTE_MLFLOW_PAGE"  # of people's browsers, which may know the server by another address than a worker
 WATCH_SECONDS = 10.0  # between two looks at a step that works
+RETELL_SECONDS = 60.0  # until a step that goes on is told again to end
 MAX_DATA = 60  # characters of a data folder's name in that of a run
 EVENTS = "scalingnote."
 EVENT_SECONDS = 5.0  # that a command waits for the server to take an event
@@ -181,8 +182,7 @@ def _watch(step: str, done: threading.Event, made: threading.Event) -> None:
         while not done.wait(WATCH_SECONDS):
             with suppress(Exception):  # a server that is busy or gone is asked again
                 if run.deployment_id is None and _is_being_cancelled(run):
-                    # A script's background ignores Ctrl-C, and then only SIGTERM is heard.
-                    _thread.interrupt_main(signal.SIGTERM if signal.getsignal(signal.SIGINT) is signal.SIG_IGN else signal.SIGINT)
+                    _interrupt_until(done)
                     return
                 if (progress := _progress()) is not None:
                     share, text = progress
@@ -193,6 +193,14 @@ def _watch(step: str, done: threading.Event, made: threading.Event) -> None:
         if shown is not None and made.is_set():
             with suppress(Exception):
                 update_progress_artifact(shown, 100.0, description="done")
+
+
+def _interrupt_until(done: threading.Event) -> None:
+    """Interrupt the main thread, and again while its step goes on: what a signal raises within a destructor is lost."""
+    while not done.is_set():
+        # A script's background ignores Ctrl-C, and then only SIGTERM is heard.
+        _thread.interrupt_main(signal.SIGTERM if signal.getsignal(signal.SIGINT) is signal.SIG_IGN else signal.SIGINT)
+        done.wait(RETELL_SECONDS)
 
 
 def _is_being_cancelled(run: FlowRun) -> bool:

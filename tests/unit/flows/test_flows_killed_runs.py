@@ -49,7 +49,8 @@ from flows.servers import run_flow
 def work():
     with recorded_flow("retriever", "retrain", {}) as recorder:
         print(recorder.run_id, flush=True)
-        time.sleep(3600)
+        while True:  # a signal between the last look for one and a single long sleep would be seen after that sleep
+            time.sleep(0.1)
 
 flows.cli.operate.status = lambda _options: run_flow("__main__:work")
 sys.argv[1:] = ["status"]
@@ -62,7 +63,8 @@ from flows.cli import start
 
 def work(_options):
     os.write(1, b"works\\n")  # a signal within a print would have it print twice
-    time.sleep(3600)
+    while True:  # as above
+        time.sleep(0.1)
 
 flows.cli.operate.status = work
 sys.argv[1:] = ["status", "--json"]

@@ -270,20 +270,25 @@ def test_the_bar_of_a_step_ends_full_where_the_step_was_made_and_stays_where_it_
 
 @pytest.mark.parametrize(("ctrl_c", "sent"), [(signal.default_int_handler, signal.SIGINT), (signal.SIG_IGN, signal.SIGTERM)])
 def test_a_run_in_a_scripts_background_can_be_cancelled_in_the_page(ctrl_c: Any, sent: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There Ctrl-C is ignored, and what simulates it did nothing."""
+    """There Ctrl-C is ignored, and what simulates it did nothing; an interruption within a destructor was lost, and the run went on."""
     run = SimpleNamespace(flow_run=SimpleNamespace(id="1", deployment_id=None))
     monkeypatch.setattr("prefect.context.FlowRunContext.get", classmethod(lambda cls: run))
     monkeypatch.setattr(flows.reporting, "WATCH_SECONDS", 0.01)
     monkeypatch.setattr(flows.reporting, "_is_being_cancelled", lambda _run: True)
+    monkeypatch.setattr(flows.reporting, "RETELL_SECONDS", 0.01)
     told: list[int] = []
     monkeypatch.setattr("_thread.interrupt_main", told.append)
     before = signal.signal(signal.SIGINT, ctrl_c)
     try:
         with flows.reporting.watched("train_towers"):
-            next(thread for thread in threading.enumerate() if thread.name == "watch").join(600)
+            watch = next(thread for thread in threading.enumerate() if thread.name == "watch")
+            while len(told) < 3:  # as if two of them had been lost
+                watch.join(0.01)
+                assert watch.is_alive()
+        watch.join()
     finally:
         signal.signal(signal.SIGINT, before)
-    assert told == [sent]
+    assert set(told) == {sent}
 
 
 @pytest.mark.parametrize("name", ["retriever", "retriever-study-scaling_law"])
