@@ -18,11 +18,23 @@ from components.artifacts import Artifact, EncoderArtifact, IndexArtifact, Vecto
 from components.distillation.config import DistillationConfig
 from components.errors import CollapseError, ConfigError
 from components.evaluation.config import EvaluationConfig
+from components.towers.base_models import folder_identity
 from components.towers.config import TowerConfig
 from flows.runner import Step
 from flows.steps import TRAINING_FILES, index_step, towers_key, typed, untrained_key, vectors_step
 from flows.studies.context import Context, StudySettings
-from flows.studies.framework import Cell, Results, about_queries, about_seeds, about_untimed, by_system, require, seeded, whole_trainings
+from flows.studies.framework import (
+    Cell,
+    Results,
+    about_queries,
+    about_seeds,
+    about_untimed,
+    by_system,
+    require,
+    seeded,
+    seeds_of,
+    whole_trainings,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,6 +73,7 @@ def cells(context: Context) -> list[Cell]:
     Then what each of them costs, of the first seed that did not collapse.
     """
     require_small_encoder(context.config)
+    context.pin_small_encoder()
     systems, trainings = systems_of(context), whole_trainings(context)
     chosen = {*context.chosen([*systems, COST]), STUDENT}
     wanted = {name: build for name, build in systems.items() if name in chosen}
@@ -105,14 +118,20 @@ def _aligned_only(config: StudySettings) -> StudySettings:
 
 
 def small_encoders(config: StudySettings) -> dict[str, DistillationConfig]:
-    """The encoder of the baselines by the end of its cell's name: as published, and in the student's form where that is another."""
-    from components.distillation.student import as_published, as_trained
+    """The encoder of the baselines by the end of its cell's name: as published, and in the student's form where that is another.
 
-    named = config.study.small_encoder
-    changes = {"student": named, "revision": None} if named else {}
+    A student that is a part of the teacher may have layers that no encoder beside it has: then there is no such form of it.
+    """
+    from components.distillation.student import as_published, as_trained
+    from components.towers.model_size import count_layers
+
+    named, student = config.study.small_encoder, config.distillation.student
+    changes = {"student": named, "revision": config.study.small_revision} if named else {}
     own = as_trained(config.distillation.model_copy(update=changes))
-    published = as_published(own)
-    return {"": published, **({CUT: own} if own != published else {})}
+    published, asked = as_published(own), own.layers
+    needed = 0 if student != TEACHER or asked is None else asked if isinstance(asked, int) else 1 + max(asked)
+    there = not needed or needed <= count_layers(own.student, own.revision)
+    return {"": published, **({CUT: own} if own != published and there else {})}
 
 
 def require_small_encoder(config: StudySettings) -> None:
@@ -212,7 +231,10 @@ def _training_step(context: Context, name: str, config: StudySettings, form: str
     more = _steps_of_companion(config)
     make = partial(train_baseline, name, dataset, (towers, small), (rate, passes, more))
     settings = towers_key(towers.model_copy(update={"steps": 0}) if passes else towers)  # the passes say how many steps it takes
-    keyed = {"towers": settings, "small": small.model_dump(include=OF_SMALL), "learning_rate": rate, "passes": passes}
+    # A folder's name alone would hide that other weights lie there now. The symmetric pair has nothing of the LLM.
+    settings |= folder_identity(towers.base_model) if name == END_TO_END else {}
+    own = {**small.model_dump(include=OF_SMALL), **folder_identity(small.student)}
+    keyed = {"towers": settings, "small": own, "learning_rate": rate, "passes": passes}
     keyed |= {"more_steps": more} if more else {}
     return Step(f"train_{name.replace('-', '_')}", make, {"dataset": dataset}, keyed, resumes=TRAINING_FILES)
 
@@ -371,7 +393,7 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
     standing = {m: ", ".join(f"{verdict(row, STUDENT, m)} {row['system']}" for row in others) for m in ("nDCG@10", "R@50")}
     return [
         about_queries(next(iter(results.values())), config),
-        about_seeds(results),
+        about_seeds(results, seeds_of(config, "towers")),
         "A difference above 0 is the student's lead.",
         _equal(config),
         *left_out(config),
@@ -385,7 +407,10 @@ def _equal(config: StudySettings) -> str:
     how = f"{passes:g} pass{'' if passes == 1 else 'es'}" if passes else f"{towers.steps:,} batches"
     more, beside = _steps_of_companion(config), config.towers.companion
     how += f" and {more:,} batches" if more else ""
-    as_many = "student's refinement" + (" and its companion" if more else ", without its companion's batches" if beside.base_model else "")
+    of_companion = " and its companion" if more else ", without its companion's batches" if beside.base_model else ""
+    as_many = f"the student's refinement{of_companion}"
+    if not passes:
+        as_many = f"towers.steps {'and the companion say' if more else 'says'}, since the student is not refined"
     titles = " and titles" if config.distillation.refine_titles else ""
     other = "" if passes == config.distillation.refine_epochs else "not "
     pairs = f"Symmetric{' and end-to-end' if trains_towers(config) else ''} pairs"
@@ -394,7 +419,7 @@ def _equal(config: StudySettings) -> str:
     teacher += f", with a companion {beside.base_model} that saw {beside.steps:,}" if beside.base_model else ""
     teacher += f", judged by {towers.judge.base_model}, as no pair was" if towers.judge.base_model else ""
     return (
-        f"{pairs} saw the train judgements{titles} in {how}, batches of {towers.batch_size} ({other}as many as the "
+        f"{pairs} saw the train judgements{titles} in {how}, batches of {towers.batch_size} ({other}as many as "
         f"{as_many}), the teacher {teacher}, small encoder "
         f"{small_encoders(config)[''].student}); peak learning rate of the small encoders: the best on dev of {rates}."
     )

@@ -115,8 +115,19 @@ def require(results: Results, name: str) -> Artifact:
     return results[name]
 
 
-def about_queries(scores: Artifact, config: StudySettings) -> str:
-    """The note that says on how many queries the table stands, in which units these were drawn, and what its brackets are."""
+def require_any(measured: Collection[object]) -> None:
+    """Raise CollapseError when every cell of a study collapsed, so that there is no row to show."""
+    if not measured:
+        raise CollapseError(
+            "Every cell collapsed, for the reasons above, so there is no table. Change the settings and run the study again."
+        )
+
+
+def about_queries(scores: Artifact, config: StudySettings, chances: bool = True) -> str:
+    """The note that says on how many queries the table stands, in which units these were drawn, and what its brackets are.
+
+    `chances`: whether the table has chances (p), which are corrected for their number; its intervals are not.
+    """
     from components.studies.report import told_worth
     from components.studies.scores import TAKEN_APART, load_scores
 
@@ -125,7 +136,8 @@ def about_queries(scores: Artifact, config: StudySettings) -> str:
     apart = scores.attributes.get(TAKEN_APART)
     narrow = f" The data makes {apart:,} units of them, so intervals and p are narrower than it allows." if apart else ""
     return (
-        f"{queries}. In brackets: 95% intervals, paired by query where two systems are compared. p: by Holm over the whole table. "
+        f"{queries}. In brackets: 95% intervals, paired by query where two systems are compared"
+        f"{'. p: by Holm over the whole table. ' if chances else ', not corrected for their number. '}"
         f"{told_worth(load_scores(scores.path), config.evaluation)}{narrow}"
     )
 
@@ -170,13 +182,16 @@ def by_system(results: Results) -> dict[str, list[Scores]]:
     return runs
 
 
-def about_seeds(cells: Results) -> str:
-    """The note that says with how many seeds the systems of a table were trained, and what the intervals make of them."""
+def about_seeds(cells: Results, asked: Sequence[int]) -> str:
+    """The note that says with how many seeds the systems of a table were trained, and what the intervals make of them.
+
+    `asked` are the seeds that every system was trained with, also those of which no training is left.
+    """
     trained: dict[str, list[int]] = {}
     for name, mark, seed in (cell.rpartition(MARK) for cell in cells):
         if mark:
             trained.setdefault(name, []).append(int(seed))
-    seeds = sorted({seed for found in trained.values() for seed in found})
+    seeds = sorted({*asked, *(seed for found in trained.values() for seed in found)} if trained else ())
     fewer = [f"{name} ({', '.join(map(str, sorted(found)))})" for name, found in trained.items() if len(found) < len(seeds)]
     if not seeds:
         return "No system of this table was trained, so none needs seeds."

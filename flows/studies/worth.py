@@ -31,7 +31,18 @@ from flows.studies.baselines import (
     systems_of,
 )
 from flows.studies.context import Context, StudySettings
-from flows.studies.framework import Cell, Results, about_queries, about_seeds, about_untimed, by_system, require, seeded, whole_trainings
+from flows.studies.framework import (
+    Cell,
+    Results,
+    about_queries,
+    about_seeds,
+    about_untimed,
+    by_system,
+    require,
+    seeded,
+    seeds_of,
+    whole_trainings,
+)
 from flows.studies.retention import fields_of, layers_left_out
 
 if TYPE_CHECKING:
@@ -53,6 +64,7 @@ def cells(context: Context) -> list[Cell]:
     The cost is of the first seed that did not collapse.
     """
     require_small_encoder(context.config)
+    context.pin_small_encoder()
     builds, trainings = _builds(context), whole_trainings(context)
     names = [BM25, *(name for dense in builds if dense != BM25 for name in (dense, dense + WITH_BM25))]
     chosen = {*context.chosen([*names, COST]), BM25}
@@ -247,7 +259,7 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
         ),
         _beaten(frame),
         about_queries(next(iter(results.values())), config),
-        about_seeds(results),
+        about_seeds(results, seeds_of(config, "towers")),
         *_about_end_to_end(frame, config),
         (
             "Building: seconds of the steps of the first seed that did not collapse, with all they stand on, without the choice of "

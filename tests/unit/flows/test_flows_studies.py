@@ -20,7 +20,7 @@ from flows.config import load_settings
 from flows.runner import Step, _made, make_step
 from flows.studies import baselines, cost_benefit, distillation_ablation, framework, retention, robustness, tower_ablation
 from flows.studies.context import Context, StudySettings
-from flows.studies.framework import Cell, about_seeds, require, run_cells, whole_trainings
+from flows.studies.framework import Cell, Ran, about_seeds, require, run_cells, whole_trainings, write_report
 from flows.studies.registry import STUDIES, load_study, require_study
 from flows.studies.retention import layers_left_out, student_forms
 
@@ -208,6 +208,34 @@ def test_a_baseline_is_trained_again_for_what_its_own_training_reads_and_for_not
         assert (own != other) is again, name
 
 
+def test_a_baseline_is_trained_again_where_other_weights_lie_in_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    for name, section, field in ((baselines.SYMMETRIC, "study", "small_encoder"), (baselines.END_TO_END, "towers", "base_model")):
+        found = []
+        for weights in (b"first", b"other"):
+            (tmp_path / "model.safetensors").write_bytes(weights)
+            config = load_settings(StudySettings, "smoke", overrides={section: {field: str(tmp_path)}})
+            asked = Unchecked(config, NoRecorder())  # type: ignore[arg-type]
+            asked.__dict__["dataset"] = Artifact(kind="dataset", path=Path("/nowhere"), digest="a" * 64)
+            found.append(baselines._training_step(asked, name, config, "", 1e-3).folder)
+        assert found[0] != found[1], name
+
+
+def test_the_encoder_of_the_baselines_is_taken_at_a_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("components.towers.hub.commit_of", lambda name, revision: {None: "a" * 40, "v2": "b" * 40}[revision])
+    for revision, commit in ((None, "a" * 40), ("v2", "b" * 40)):
+        asked = context(small_encoder="acme/embed", small_revision=revision)
+        asked.pin_small_encoder()
+        assert asked.config.study.small_revision == commit
+        assert {form.revision for form in baselines.small_encoders(asked.config).values()} == {commit}
+
+
+def test_baselines_of_another_encoder_lack_the_form_of_a_student_of_more_layers_that_is_a_part_of_the_teacher() -> None:
+    for layers, names in ((1, ["", "-cut"]), ((0, 1), ["", "-cut"]), (3, [""]), ((0, 5), [""])):
+        overrides = {"distillation": {"student": "teacher", "layers": layers}, "study": {"small_encoder": "tiny-encoder"}}
+        assert list(baselines.small_encoders(load_settings(StudySettings, "smoke", overrides=overrides))) == names
+
+
 def test_three_seeds_are_trained_unless_others_are_named() -> None:
     assert [cell.name for cell in tower_ablation.cells(context("mined"))] == [
         f"{name}@{seed}" for name in ("base", "mined") for seed in (13, 14, 15)
@@ -261,10 +289,45 @@ def test_a_collapsed_cell_is_a_finding(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_mean_without_the_trainings_that_collapsed_says_so(tmp_path: Path) -> None:
     found = _artifact(tmp_path)
     whole = {f"{name}@{seed}": found for name in ("teacher", "student") for seed in (1, 2, 3)} | {"bm25": found}
-    assert "collapsed" not in about_seeds(whole)
-    assert about_seeds({"bm25": found}) == "No system of this table was trained, so none needs seeds."
-    told = about_seeds({cell: artifact for cell, artifact in whole.items() if cell != "student@2"})
+    assert "collapsed" not in about_seeds(whole, (1, 2, 3))
+    assert about_seeds({"bm25": found}, (1, 2, 3)) == "No system of this table was trained, so none needs seeds."
+    told = about_seeds({cell: artifact for cell, artifact in whole.items() if cell != "student@2"}, (1, 2, 3))
     assert told.endswith("Where a training collapsed the mean is over the others, and so too good: student (1, 3).")
+    told = about_seeds({"student@1": found}, (1, 2))
+    assert told.startswith("Every system was trained with the seeds 1, 2;") and told.endswith("so too good: student (1).")
+    assert about_seeds({"student@1": found}, (1,)).startswith("Every system was trained with one seed alone")
+
+
+@pytest.mark.parametrize("study", ["scaling_law", "robustness", "corpus_growth"])
+def test_a_study_of_which_every_cell_collapsed_says_so(study: str, tmp_path: Path) -> None:
+    """Predictions, fits and the champion's index are measured all the same, and are no rows."""
+    from components.studies.scores import write_result
+
+    further = {"prediction": {"fits": {}, "predictions": []}, "fits": {}, "production": {"documents": 9, "champion": None, "warning": None}}
+    results = {}
+    for name, numbers in further.items():
+        (tmp_path / name).mkdir()
+        results[name] = write_result(lambda _, numbers=numbers: numbers, {}, tmp_path / name)  # type: ignore[misc]
+    own = {"scaling_law": ("prediction", "fits"), "robustness": (), "corpus_growth": ("production",)}[study]
+    ran = Ran({name: results[name] for name in own}, {"a": "all alike"})
+    with pytest.raises(CollapseError, match="Every cell collapsed"):
+        write_report(study, load_study(study), ran, smoke(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("index", "cell", "told"),
+    [
+        ({"index_key": "IVF4,SQ8", "refine": "none"}, "300", "index.refine is none.*IVF4,SQ8 of 300 documents"),
+        ({"index_key": "IVF256,SQ8"}, "200", "has 256 lists, but only 200 vectors"),
+    ],
+)
+def test_an_index_that_cannot_be_measured_is_refused_before_anything_is_trained(index: dict[str, str], cell: str, told: str) -> None:
+    from flows.studies import corpus_growth
+
+    config = load_settings(StudySettings, "smoke", overrides={"study.growth_sizes": [200, 300], "index": index})
+    with pytest.raises(ConfigError, match=told):
+        corpus_growth.cells(Unchecked(config, NoRecorder(), [cell]))  # type: ignore[arg-type]
+    assert len(corpus_growth.cells(context(growth_sizes=[200, 300]))) == 3
 
 
 def test_the_seconds_of_a_step_outlive_the_process_and_leave_its_digest_alone() -> None:
@@ -399,6 +462,9 @@ def test_passes_are_those_of_the_refinement_unless_told_otherwise() -> None:
     assert baselines._passes(smoke(pair_passes=0.5)) == 0.5
     with pytest.raises(ConfigError, match=r"study\.pair_passes: got 0"):
         smoke(pair_passes=0)
+    assert "in 1 pass, batches of 16 (as many as the student's refinement)" in baselines._equal(smoke())
+    alone = load_settings(StudySettings, "smoke", overrides={"distillation.refine_epochs": 0})
+    assert "in 20 batches, batches of 16 (as many as towers.steps says, since the student is not refined)" in baselines._equal(alone)
 
 
 def test_building_counts_all_that_a_system_stands_on() -> None:

@@ -87,6 +87,14 @@ def test_nothing_is_foretold_from_too_few_cells() -> None:
     assert foretell([], [(2_560_000, 4000)], 13, 20)["predictions"] == []
 
 
+def test_the_law_of_model_size_foretells_nothing_at_other_data_than_it_was_fitted_at() -> None:
+    """It would foretell what the largest size gives on the fewer pairs; the joint law knows of both."""
+    cells = [found for found in GRID if found["parameters"] < 2_560_000]
+    less = [found for found in cells if found["pairs"] < max(found["pairs"] for found in cells)]
+    for known, asked, laws in ((cells, 4000, {"model_size", "joint"}), (less, 4000, {"joint"}), (cells, 1000, {"joint"})):
+        assert {found["law"] for found in foretell(known, [(2_560_000, asked)], 13, 20)["predictions"]} == laws
+
+
 def test_cells_without_an_interval_can_be_shown_and_drawn(tmp_path: Path) -> None:
     frame = scaling_table([{**found, "entropy_low": None, "entropy_high": None} for found in GRID[:4]], {"predictions": []})
     assert frame["entropy low"].isna().all()
