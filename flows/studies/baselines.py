@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 BM25, UNTRAINED, SYMMETRIC, END_TO_END, PUBLISHED = "bm25", "untrained", "symmetric", "end-to-end", "teacher-published"
 TEACHER, ALIGNED, STUDENT = "teacher", "student-aligned", "student"
-COST, CUT = "cost", "-cut"
+COST, CUT, AGAIN = "cost", "-cut", "again"
 OF_SMALL_ENCODERS = (UNTRAINED, SYMMETRIC, END_TO_END)
 # What their training reads of the section distillation; the student's own losses and epochs are none of theirs.
 OF_SMALL = {
@@ -323,10 +323,11 @@ def _cost(context: Context, wanted: Mapping[str, Build], trainings: Sequence[Stu
     }
     pairs = {name: system.trained[0].counts for name, system in systems.items() if name.removesuffix(CUT) in (SYMMETRIC, END_TO_END)}
     inputs = {"dataset": context.dataset, **{f"{name}.{role}": a for name, s in systems.items() for role, a in s.inputs.items()}}
-    known = {"seconds": seconds, "pairs": pairs}
+    again = sorted(name for name, system in systems.items() if made_again(context, (*system.trained, *system.encoded)))
+    known = {"seconds": seconds, "pairs": pairs, **({AGAIN: again} if again else {})}
     settings = evaluation.model_dump(include={"split", "depth", "latency_queries", "throughput_batch", "speed_precision", "seed"})
     untrained = {name: dict(system.settings) for name, system in systems.items() if system.settings}
-    keyed = {**settings, "seconds": seconds, "systems": list(systems), **untrained}
+    keyed = {**settings, "seconds": seconds, "systems": list(systems), **untrained, **({AGAIN: again} if again else {})}
     return context.measure("baseline_costs", partial(speeds_beside, known, openers, context.dataset, evaluation), inputs, keyed)
 
 
@@ -344,6 +345,17 @@ def seconds_of(context: Context, artifacts: tuple[Artifact, ...]) -> float | Non
     found = [context.timing(artifact) for artifact in artifacts]
     known = [timing["seconds"] for timing in found if timing]
     return sum(known) if known and len(known) == len(found) else None
+
+
+def made_again(context: Context, artifacts: tuple[Artifact, ...]) -> bool:
+    """Whether the making of one took several attempts, of which the seconds of the last one alone are known."""
+    return any(timing["attempts"] > 1 for artifact in artifacts if (timing := context.timing(artifact)))
+
+
+def about_attempts(costs: Mapping[str, Any]) -> list[str]:
+    """The note on systems whose training or encoding was killed or failed, and went on in another attempt."""
+    again = ", ".join(costs.get(AGAIN, ()))
+    return [f"Made in several attempts, of which only the last one's seconds are counted, so it took longer: {again}."] if again else []
 
 
 def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
@@ -433,6 +445,7 @@ def _about_costs(costs: Artifact, config: StudySettings) -> list[str]:
     return [
         *([f"Pairs seen in the training that counts: {', '.join(seen)}."] if seen else []),
         *about_untimed(found["seconds"], found["systems"]),
+        *about_attempts(found),
         (
             "Training: seconds of one training, of the first seed that did not collapse, with all it stands on, the choice of the learning "
             "rate left out. "

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.artifacts import Artifact
 from flows.studies.baselines import (
+    AGAIN,
     BM25,
     END_TO_END,
     FIXED,
@@ -22,8 +23,10 @@ from flows.studies.baselines import (
     UNTRAINED,
     Build,
     System,
+    about_attempts,
     first_whole,
     left_out,
+    made_again,
     require_small_encoder,
     seconds_of,
     speeds_beside,
@@ -112,11 +115,13 @@ def _cost(context: Context, builds: Mapping[str, Build], trainings: Sequence[Stu
     openers = {name.removesuffix(WITH_BM25): system.opener for name, system in systems.items()}
     names, evaluation = list(systems), context.config.evaluation
     built = {name: _building_seconds(context, system) for name, system in systems.items()}
+    again = sorted(name for name, system in systems.items() if made_again(context, _steps_of(system)))
+    known = {"built": built, **({AGAIN: again} if again else {})}
     inputs = {"dataset": context.dataset, **{f"{name}.{role}": a for name, s in systems.items() for role, a in s.inputs.items()}}
-    numbers = partial(speeds_of_fused, names, openers, (context.dataset, evaluation), {"built": built})
+    numbers = partial(speeds_of_fused, names, openers, (context.dataset, evaluation), known)
     settings = evaluation.model_dump(include={"split", "depth", "latency_queries", "throughput_batch", "speed_precision", "seed"})
     named = {name: dict(system.settings) for name, system in systems.items() if system.settings}
-    return context.measure("worth_costs", numbers, inputs, {**settings, "built": built, "systems": names, **named})
+    return context.measure("worth_costs", numbers, inputs, {**settings, **known, "systems": names, **named})
 
 
 def speeds_of_fused(
@@ -145,9 +150,13 @@ def speeds_of_fused(
 
 def _building_seconds(context: Context, system: System) -> float | None:
     """Seconds of all steps that a system stands on; 0 where there are none: opening it is its building then."""
-    index = (system.inputs["index"],) if "index" in system.inputs else ()
-    steps = (*system.trained, *system.encoded, *index)
+    steps = _steps_of(system)
     return seconds_of(context, steps) if steps else 0.0
+
+
+def _steps_of(system: System) -> tuple[Artifact, ...]:
+    """What the steps made that a system stands on."""
+    return (*system.trained, *system.encoded, *([system.inputs["index"]] if "index" in system.inputs else []))
 
 
 def _hours(name: str, costs: Mapping[str, Any], config: StudySettings) -> tuple[float | None, float | None]:
@@ -269,6 +278,7 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
             "MB: weights, index (files, or vectors in float32 where it lies in memory), BM25's table."
         ),
         *untimed,
+        *about_attempts(costs),
         *([f"Not chosen among, since the time of their building was not recorded: {', '.join(unknown)}."] if unknown else []),
         *([f"Left out, since '{config.distillation.student}' has fewer layers: {', '.join(map(str, missing))}."] if missing else []),
         *(f"{setup} ({', '.join(of)})." for setup, of in setups.items()),

@@ -18,7 +18,7 @@ from components.evaluation.speed import measure_speeds
 from components.studies.scores import Scores
 from flows.config import load_settings
 from flows.runner import Step, _made, make_step
-from flows.studies import baselines, cost_benefit, distillation_ablation, framework, retention, robustness, tower_ablation
+from flows.studies import baselines, cost_benefit, distillation_ablation, framework, retention, robustness, tower_ablation, worth
 from flows.studies.context import Context, StudySettings
 from flows.studies.framework import Cell, Ran, about_seeds, require, run_cells, whole_trainings, write_report
 from flows.studies.registry import STUDIES, load_study, require_study
@@ -381,6 +381,20 @@ def test_the_costs_of_baselines_are_keyed_by_the_code_that_opens_each_of_them(tm
     for place in ("evaluation/bm25.py", "evaluation/systems.py", "studies/trained_baselines.py", "evaluation/speed.py"):
         assert f"components/{place}" in code, place
     assert found.steps[-1].config["bm25"] == {"bm25_stemmer": "auto"} and found.steps[-1].config["systems"] == list(wanted)
+
+
+def test_systems_whose_making_went_on_after_a_kill_are_told_beside_their_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Measured(smoke(small_learning_rates=[0.001]), tmp_path)
+    wanted = {name: baselines.systems_of(found)[name] for name in ("bm25", "symmetric")}
+    for cost in (baselines._cost, worth._cost):
+        monkeypatch.setattr(found, "timing", lambda _: {"seconds": 2.0, "attempts": 1.0})
+        cost(found, wanted, [found.config])
+        assert "again" not in found.steps[-1].config, "a key without need"
+        monkeypatch.setattr(found, "timing", lambda _: {"seconds": 2.0, "attempts": 2.0})
+        cost(found, wanted, [found.config])
+        assert found.steps[-1].config["again"] == ["symmetric"]
+    assert baselines.about_attempts({}) == []
+    assert baselines.about_attempts({"again": ["symmetric"]})[0].endswith("so it took longer: symmetric.")
 
 
 def test_a_teacher_that_was_not_timed_has_no_cost_and_says_so() -> None:

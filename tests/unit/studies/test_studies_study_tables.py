@@ -79,6 +79,12 @@ def test_laws_are_told_with_their_intervals_or_with_the_reason_why_not() -> None
     assert fit_notes(few)[0].endswith("was not fitted: 1 points for 3 parameters; at least 4 are needed.")
 
 
+def test_a_prediction_of_what_was_measured_as_nothing_is_off_by_no_share() -> None:
+    foretold = foretell(GRID[:-4], [(2_560_000, 4000)], 13, 20)
+    lines = prediction_notes(scaling_table([*GRID[:-1], cell(2_560_000, 4000, 0.0)], foretold), foretold)
+    assert len(lines) == 2 and all(line.endswith("measured 0.000.") for line in lines)
+
+
 def test_nothing_is_foretold_from_too_few_cells() -> None:
     foretold = foretell(GRID[:2], [(2_560_000, 4000)], 13, 20)
     assert foretold["predictions"] == []
