@@ -32,7 +32,6 @@ from flows.studies.framework import (
     by_system,
     require,
     seeded,
-    seeds_of,
     whole_trainings,
 )
 
@@ -405,7 +404,7 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
     standing = {m: ", ".join(f"{verdict(row, STUDENT, m)} {row['system']}" for row in others) for m in ("nDCG@10", "R@50")}
     return [
         about_queries(next(iter(results.values())), config),
-        about_seeds(results, seeds_of(config, "towers")),
+        about_seeds(results, config),
         "A difference above 0 is the student's lead.",
         _equal(config),
         *left_out(config),

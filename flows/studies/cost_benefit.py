@@ -21,7 +21,6 @@ from flows.studies.framework import (
     by_system,
     require,
     seeded,
-    seeds_of,
     whole_trainings,
 )
 
@@ -218,7 +217,7 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
     hour = prices_of(config).of_an_hour
     lines = [
         about_queries(results[BM25], config),
-        about_seeds(results, seeds_of(config, "towers")),
+        about_seeds(results, config),
         f"Energy = hours x {study.watts:g} W / 1000. The watts are stated (study.watts), not measured.",
         (
             f"Price = hours x {hour:g} {study.currency}: {study.price_per_hour:g} for the machine and {study.watts:g} W / 1000 x "

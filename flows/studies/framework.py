@@ -145,6 +145,7 @@ def about_queries(scores: Artifact, config: StudySettings, chances: bool = True)
 # --- Seeds of the studies: every training is repeated, since one alone could have come out otherwise by more than what is compared.
 
 
+TEACHER = "teacher"  # a part of the names of its systems
 STUDENTS = ("student", "clean@student")  # systems of the studies that train towers and student as a release does
 SEEDS = 3  # unless study.seeds says otherwise: the section's own seed, which a release has trained with, and those after it
 MARK = "@"
@@ -182,27 +183,30 @@ def by_system(results: Results) -> dict[str, list[Scores]]:
     return runs
 
 
-def about_seeds(cells: Results, asked: Sequence[int]) -> str:
+def about_seeds(cells: Results, config: StudySettings, section: Literal["towers", "distillation"] = "towers") -> str:
     """The note that says with how many seeds the systems of a table were trained, and what the intervals make of them.
 
-    `asked` are the seeds that every system was trained with, also those of which no training is left.
+    `section` is the one whose seeds stand in the names of the cells; of some no training may be left.
     """
     trained: dict[str, list[int]] = {}
     for name, mark, seed in (cell.rpartition(MARK) for cell in cells):
         if mark:
             trained.setdefault(name, []).append(int(seed))
-    seeds = sorted({*asked, *(seed for found in trained.values() for seed in found)} if trained else ())
-    fewer = [f"{name} ({', '.join(map(str, sorted(found)))})" for name, found in trained.items() if len(found) < len(seeds)]
-    if not seeds:
+    if not trained:
         return "No system of this table was trained, so none needs seeds."
+    seeds = sorted({*seeds_of(config, section), *(seed for found in trained.values() for seed in found)})
+    fewer = [f"{name} ({', '.join(map(str, sorted(found)))})" for name, found in trained.items() if len(found) < len(seeds)]
+    untrained = config.towers.training == "none" and not config.towers.companion.base_model
+    taken = " The teacher is no training but taken as it is (towers.training none), the same with every seed."
+    taken = taken if untrained and any(TEACHER in name for name in trained) else ""
     if len(seeds) < 2:
         return (
             "Every system was trained with one seed alone: another seed may move it by more than what is compared, so nothing is claimed. "
-            "study.seeds names more."
+            f"study.seeds names more.{taken}"
         )
     return (
         f"Every system was trained with the seeds {', '.join(map(str, seeds))}; values are means over them. Intervals hold the noise of "
-        "training and of the queries (seeds and units of queries are drawn together)."
+        f"training and of the queries (seeds and units of queries are drawn together).{taken}"
         + (f" Where a training collapsed the mean is over the others, and so too good: {', '.join(fewer)}." if fewer else "")
     )
 

@@ -165,7 +165,7 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
     )
     lines = [
         about_queries(results[TEACHER], config, chances=False),
-        about_seeds(results, seeds_of(config, "distillation")),
+        about_seeds(results, config, "distillation"),
         "The teacher is one training, with its own seed.",
         speed,
     ]

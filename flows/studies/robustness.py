@@ -19,7 +19,6 @@ from flows.studies.framework import (
     require,
     require_any,
     seeded,
-    seeds_of,
     whole_trainings,
 )
 
@@ -136,7 +135,7 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
     study = config.study
     lines = [
         about_queries(next(iter(results.values())), config),
-        about_seeds(results, seeds_of(config, "towers")),
+        about_seeds(results, config),
         (
             "Percentages are the share of the words that change, for verbosity of the queries. Both systems are asked the same texts, "
             f"which depend on the query and on study.noise_seed ({study.noise_seed}) alone."

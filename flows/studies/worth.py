@@ -43,7 +43,6 @@ from flows.studies.framework import (
     by_system,
     require,
     seeded,
-    seeds_of,
     whole_trainings,
 )
 from flows.studies.retention import fields_of, layers_left_out
@@ -268,7 +267,7 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
         ),
         _beaten(frame),
         about_queries(next(iter(results.values())), config),
-        about_seeds(results, seeds_of(config, "towers")),
+        about_seeds(results, config),
         *_about_end_to_end(frame, config),
         (
             "Building: seconds of the steps of the first seed that did not collapse, with all they stand on, without the choice of "

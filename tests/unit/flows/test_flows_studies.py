@@ -289,13 +289,24 @@ def test_a_collapsed_cell_is_a_finding(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_mean_without_the_trainings_that_collapsed_says_so(tmp_path: Path) -> None:
     found = _artifact(tmp_path)
     whole = {f"{name}@{seed}": found for name in ("teacher", "student") for seed in (1, 2, 3)} | {"bm25": found}
-    assert "collapsed" not in about_seeds(whole, (1, 2, 3))
-    assert about_seeds({"bm25": found}, (1, 2, 3)) == "No system of this table was trained, so none needs seeds."
-    told = about_seeds({cell: artifact for cell, artifact in whole.items() if cell != "student@2"}, (1, 2, 3))
+    asked = smoke(seeds=[1, 2, 3])
+    assert "collapsed" not in about_seeds(whole, asked)
+    assert about_seeds({"bm25": found}, asked) == "No system of this table was trained, so none needs seeds."
+    told = about_seeds({cell: artifact for cell, artifact in whole.items() if cell != "student@2"}, asked)
     assert told.endswith("Where a training collapsed the mean is over the others, and so too good: student (1, 3).")
-    told = about_seeds({"student@1": found}, (1, 2))
+    told = about_seeds({"student@1": found}, smoke(seeds=[1, 2]))
     assert told.startswith("Every system was trained with the seeds 1, 2;") and told.endswith("so too good: student (1).")
-    assert about_seeds({"student@1": found}, (1,)).startswith("Every system was trained with one seed alone")
+    assert about_seeds({"student@1": found}, smoke(seeds=[1])).startswith("Every system was trained with one seed alone")
+
+
+def test_a_teacher_that_is_taken_as_it_is_is_not_said_to_be_trained(tmp_path: Path) -> None:
+    taken = load_settings(StudySettings, "smoke", overrides={"towers.training": "none"})
+    for cell in ("teacher", "teacher+bm25", "clean@teacher"):
+        told = about_seeds({f"{cell}@{seed}": _artifact(tmp_path) for seed in (13, 14, 15)}, taken)
+        assert "The teacher is no training but taken as it is" in told and "no training" not in about_seeds({f"{cell}@13": None}, smoke())  # type: ignore[dict-item]
+    assert "no training" not in about_seeds({"student@13": _artifact(tmp_path)}, taken)
+    beside = load_settings(StudySettings, "smoke", overrides={"towers": {"training": "none", "companion": {"base_model": "tiny-encoder"}}})
+    assert "no training" not in about_seeds({"teacher@13": _artifact(tmp_path)}, beside)  # its companion is trained
 
 
 @pytest.mark.parametrize("study", ["scaling_law", "robustness", "corpus_growth"])
