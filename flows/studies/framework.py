@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from prefect import flow
 
 from components.artifacts import Artifact, parents_of, read_manifest, write_json
-from components.errors import CollapseError
+from components.errors import CollapseError, ConfigError, DataError, ModelError
 from flows.recorder import recorded_flow
 from flows.reporting import AS_OURS, ended, say, show_text
 from flows.runner import Step
@@ -331,10 +331,19 @@ SHOWN = ("over base R@50", "over base nDCG@10")
 def cells_of(context: Context, section: Literal["towers", "distillation"], variants: Changes) -> dict[str, StudySettings]:
     """Cell name -> configuration: the base and every variant that is wanted, each with each seed; refused before anything is trained."""
     wanted = {BASE: None, **dict.fromkeys(context.chosen(list(variants)))}
-    seeds = seeds_of(context.config, section)
-    settings = {seeded(name, seed): context.changed(**{section: {**variants[name], "seed": seed}}) for name in wanted for seed in seeds}
-    for changed in settings.values():
-        context.check(changed)
+    settings = {}
+    for name in wanted:
+        try:
+            for seed in seeds_of(context.config, section):
+                settings[seeded(name, seed)] = context.changed(**{section: {**variants[name], "seed": seed}})
+                context.check(settings[seeded(name, seed)])
+        except (ConfigError, ModelError, DataError) as error:
+            if name == BASE:
+                raise
+            # The settings that it names are the cell's: whoever asked for all cells has never written them.
+            others = ",".join(other for other in wanted if other not in (BASE, name))
+            without = f"leave it out: --cells {others}" if others else "name another cell"
+            raise type(error)(f"The cell '{name}' cannot be trained with this configuration; {without}. {error}") from None
     return settings
 
 

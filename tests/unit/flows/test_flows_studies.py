@@ -173,6 +173,18 @@ def test_ablation_trains_each_cell_with_each_seed_beside_teacher_and_base() -> N
     assert [cell.name for cell in cells] == ["teacher", "base@1", "base@2", "mse-only@1", "mse-only@2"]
 
 
+def test_a_cell_that_the_configuration_does_not_allow_is_named_with_those_that_are_left() -> None:
+    sharded = smoke().model_copy(update={"towers": smoke().towers.model_copy(update={"training": "full", "sharding": "fsdp"})})
+    for wanted, told in (((), "leave it out: --cells in-batch-only,mined,"), (("merged-3",), "name another cell")):
+        with pytest.raises(ConfigError, match=f"The cell 'merged-3' cannot be trained with this configuration; {told}") as refused:
+            tower_ablation.cells(Unchecked(sharded, NoRecorder(), wanted))  # type: ignore[arg-type]
+        assert "merge_last" in str(refused.value)
+    never = sharded.model_copy(update={"towers": sharded.towers.model_copy(update={"steps": 0})})
+    with pytest.raises(ConfigError, match="as the study changes it") as refused:
+        tower_ablation.cells(Unchecked(never, NoRecorder()))  # type: ignore[arg-type]
+    assert "The cell" not in str(refused.value)  # the base itself is wrong
+
+
 @pytest.mark.parametrize("mining", [{}, {"hard_negatives": 1, "positive_share": None}])
 def test_every_change_of_the_towers_is_a_valid_configuration(mining: dict[str, Any]) -> None:
     config = context().changed(towers=mining)
