@@ -112,6 +112,16 @@ def left_out(config: StudySettings) -> list[str]:
     return [] if trains_towers(config) else [f"{END_TO_END}, ScalingDoc, is left out, {why}."]
 
 
+def about_tuning(results: Results, config: StudySettings) -> list[str]:
+    """A note where the index of the end-to-end pair is approximate: no dev queries are encoded for it before it is built."""
+    pair = next((artifact for cell, artifact in results.items() if cell.startswith(END_TO_END)), None)
+    documents, key = 0 if pair is None else pair.counts.get("dataset_documents", 0), config.index.index_key
+    if pair is None or key == "Flat" or (key == "auto" and documents < config.index.exact_below):
+        return []
+    told = f"The approximate index of {END_TO_END} is tuned with documents in the place of queries, the teacher's with its dev queries"
+    return [f"{told}: of real queries it may miss more than index.target_recall says."]
+
+
 def _aligned_only(config: StudySettings) -> StudySettings:
     return config.model_copy(update={"distillation": config.distillation.model_copy(update={"refine_epochs": 0})})
 
@@ -408,6 +418,7 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
         "A difference above 0 is the student's lead.",
         _equal(config),
         *left_out(config),
+        *about_tuning(results, config),
         *(_about_costs(results[COST], config) if COST in results else []),
         *(f"In {metric}, by p below {LEVEL:g} after Holm's correction, the student is {found}." for metric, found in standing.items()),
     ]

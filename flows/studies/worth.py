@@ -24,6 +24,7 @@ from flows.studies.baselines import (
     Build,
     System,
     about_attempts,
+    about_tuning,
     first_whole,
     left_out,
     made_again,
@@ -269,6 +270,7 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
         about_queries(next(iter(results.values())), config),
         about_seeds(results, config),
         *_about_end_to_end(frame, config),
+        *about_tuning(results, config),
         (
             "Building: seconds of the steps of the first seed that did not collapse, with all they stand on, without the choice of "
             "learning rates, and the reading of documents where no index is built. Speed: whole answers, "

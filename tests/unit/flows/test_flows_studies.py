@@ -420,6 +420,15 @@ def test_systems_whose_making_went_on_after_a_kill_are_told_beside_their_seconds
     assert baselines.about_attempts({"again": ["symmetric"]})[0].endswith("so it took longer: symmetric.")
 
 
+def test_an_index_that_is_tuned_with_documents_where_the_teachers_is_with_queries_is_told(tmp_path: Path) -> None:
+    pair = seal(tmp_path, "study", counts={"dataset_documents": 210})
+    for cell in ("end-to-end@13", "end-to-end-cut@13", "end-to-end+bm25@13"):
+        for index, told in (({}, False), ({"exact_below": 200}, True), ({"index_key": "IVF4,SQ8"}, True), ({"index_key": "Flat"}, False)):
+            config = load_settings(StudySettings, "smoke", overrides={"index": index})
+            assert bool(baselines.about_tuning({"bm25": pair, cell: pair}, config)) is told
+            assert not baselines.about_tuning({"bm25": pair}, config)
+
+
 def test_a_teacher_that_was_not_timed_has_no_cost_and_says_so() -> None:
     config, served = smoke(), {"qps": 10.0, "p50_ms": 1.0, "tokens_per_second": None, "flops_per_query": None}
     rows = [{"system": name, **cost_benefit._cost_columns(60.0, speed, config)} for name, speed in (("teacher", None), ("student", served))]
