@@ -232,10 +232,10 @@ def fit_all(cells: Sequence[Mapping[str, Any]], seed: int, refits: int) -> dict[
 def foretell(cells: Sequence[Mapping[str, Any]], wanted: Sequence[tuple[float, float]], seed: int, refits: int) -> dict[str, Any]:
     """What the laws, fitted on `cells`, say about the (parameters, pairs) `wanted`, none of which is among the cells.
 
-    The law of model size is asked at the most data only. Returns fits and predictions as JSON.
+    The law of model size is asked at the data alone that it was fitted at, the most of `cells`. Returns fits and predictions as JSON.
     """
     fits = fit_all(cells, seed, refits)
-    most = max((pairs for _, pairs in wanted), default=0)
+    most = max((cell["pairs"] for cell in cells), default=0)
     predictions = [
         asdict(found)
         for name in ("model_size", "joint")

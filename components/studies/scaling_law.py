@@ -32,6 +32,7 @@ EXPONENT = (1e-3, 10.0)  # bounds; an exponent that ends here was not found
 SCALE = 60.0  # log A and log B lie within +- this
 AT_BOUND = 1e-3  # relative distance from a bound that counts as being there
 LOWEST_R2 = 0.8
+NOTHING = 1e-12  # nats, below which an entropy is 0: texts are told apart as well as numbers can say
 CONFIDENCE = 0.95
 REFITS = 200
 FAR = 50.0  # of a logarithm: beyond it a prediction says nothing, and would be no number
@@ -188,6 +189,8 @@ def _unfit(law: _Law, points: Points, needed: int) -> tuple[str, ...]:
         for values, words in _axes(law, points)
         if len(np.unique(values)) < 2
     ]  # fmt: skip
+    if points.loss.min() < NOTHING:
+        reasons.append("an entropy is 0, which has no logarithm; a higher towers.temperature or more study.scaling_negatives raise it")
     return tuple(reasons)
 
 
@@ -240,7 +243,8 @@ def _best(law: _Law, points: Points, starts: Sequence[Floats]) -> Floats:
         return _residuals(law, points, theta)
 
     low, high = _bounds(law, points)
-    found = [least_squares(residuals, np.clip(start, low + 1e-9, high - 1e-9), bounds=(low, high), x_scale="jac") for start in starts]
+    inside = np.minimum(1e-9, (high - low) / 4)  # of resampled entropies near 0 the bounds of d lie nearer to each other than that
+    found = [least_squares(residuals, np.clip(start, low + inside, high - inside), bounds=(low, high), x_scale="jac") for start in starts]
     return np.asarray(min(found, key=lambda result: result.cost).x, np.float64)
 
 
@@ -270,7 +274,7 @@ def _refit(law: _Law, points: Points, best: Floats, seed: int, count: int) -> Fl
 
 def _residuals(law: _Law, points: Points, theta: Floats) -> Floats:
     """log of the curve minus log L."""
-    return np.log(np.maximum(law.curve(theta, points), 1e-12)) - np.log(points.loss)
+    return np.log(np.maximum(law.curve(theta, points), NOTHING)) - np.log(points.loss)
 
 
 def _r2(law: _Law, points: Points, theta: Floats) -> float:
@@ -348,11 +352,12 @@ def prediction_notes(frame: pd.DataFrame, foretold: Mapping[str, Any]) -> list[s
         if not len(rows):
             continue
         measured = float(rows[ENTROPY].iloc[0])
+        off = f" ({found['loss'] / measured - 1:+.1%})" if measured else ""
         doubt = "" if foretold["fits"][found["law"]]["supported"] else "; a law that its points do not support"
         lines.append(
             f"Predicted by {foretold['fits'][found['law']]['formula'].split(' =')[0]} from the smaller sizes before it was run: "
             f"{rows[MODEL].iloc[0]} on {found['pairs']:,.0f} pairs {number(found['loss'])} [{number(found['low'])} "
-            f"{number(found['high'])}], measured {number(measured)} ({found['loss'] / measured - 1:+.1%}){doubt}."
+            f"{number(found['high'])}], measured {number(measured)}{off}{doubt}."
         )
     missing = [fit for fit in foretold["fits"].values() if not fit["parameters"]]
     return lines + [f"No prediction by {fit['formula']}: {'; '.join(fit['reasons'])}." for fit in missing]

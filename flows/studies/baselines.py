@@ -18,11 +18,22 @@ from components.artifacts import Artifact, EncoderArtifact, IndexArtifact, Vecto
 from components.distillation.config import DistillationConfig
 from components.errors import CollapseError, ConfigError
 from components.evaluation.config import EvaluationConfig
+from components.towers.base_models import folder_identity
 from components.towers.config import TowerConfig
 from flows.runner import Step
 from flows.steps import TRAINING_FILES, index_step, towers_key, typed, untrained_key, vectors_step
 from flows.studies.context import Context, StudySettings
-from flows.studies.framework import Cell, Results, about_queries, about_seeds, about_untimed, by_system, require, seeded, whole_trainings
+from flows.studies.framework import (
+    Cell,
+    Results,
+    about_queries,
+    about_seeds,
+    about_untimed,
+    by_system,
+    require,
+    seeded,
+    whole_trainings,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +42,7 @@ if TYPE_CHECKING:
 
 BM25, UNTRAINED, SYMMETRIC, END_TO_END, PUBLISHED = "bm25", "untrained", "symmetric", "end-to-end", "teacher-published"
 TEACHER, ALIGNED, STUDENT = "teacher", "student-aligned", "student"
-COST, CUT = "cost", "-cut"
+COST, CUT, AGAIN = "cost", "-cut", "again"
 OF_SMALL_ENCODERS = (UNTRAINED, SYMMETRIC, END_TO_END)
 # What their training reads of the section distillation; the student's own losses and epochs are none of theirs.
 OF_SMALL = {
@@ -61,6 +72,7 @@ def cells(context: Context) -> list[Cell]:
     Then what each of them costs, of the first seed that did not collapse.
     """
     require_small_encoder(context.config)
+    context.pin_small_encoder()
     systems, trainings = systems_of(context), whole_trainings(context)
     chosen = {*context.chosen([*systems, COST]), STUDENT}
     wanted = {name: build for name, build in systems.items() if name in chosen}
@@ -100,19 +112,35 @@ def left_out(config: StudySettings) -> list[str]:
     return [] if trains_towers(config) else [f"{END_TO_END}, ScalingDoc, is left out, {why}."]
 
 
+def about_tuning(results: Results, config: StudySettings) -> list[str]:
+    """A note where the index of the end-to-end pair is approximate: no dev queries are encoded for it before it is built."""
+    pair = next((artifact for cell, artifact in results.items() if cell.startswith(END_TO_END)), None)
+    documents, key = 0 if pair is None else pair.counts.get("dataset_documents", 0), config.index.index_key
+    if pair is None or key == "Flat" or (key == "auto" and documents < config.index.exact_below):
+        return []
+    told = f"The approximate index of {END_TO_END} is tuned with documents in the place of queries, the teacher's with its dev queries"
+    return [f"{told}: of real queries it may miss more than index.target_recall says."]
+
+
 def _aligned_only(config: StudySettings) -> StudySettings:
     return config.model_copy(update={"distillation": config.distillation.model_copy(update={"refine_epochs": 0})})
 
 
 def small_encoders(config: StudySettings) -> dict[str, DistillationConfig]:
-    """The encoder of the baselines by the end of its cell's name: as published, and in the student's form where that is another."""
-    from components.distillation.student import as_published, as_trained
+    """The encoder of the baselines by the end of its cell's name: as published, and in the student's form where that is another.
 
-    named = config.study.small_encoder
-    changes = {"student": named, "revision": None} if named else {}
+    A student that is a part of the teacher may have layers that no encoder beside it has: then there is no such form of it.
+    """
+    from components.distillation.student import as_published, as_trained
+    from components.towers.model_size import count_layers
+
+    named, student = config.study.small_encoder, config.distillation.student
+    changes = {"student": named, "revision": config.study.small_revision} if named else {}
     own = as_trained(config.distillation.model_copy(update=changes))
-    published = as_published(own)
-    return {"": published, **({CUT: own} if own != published else {})}
+    published, asked = as_published(own), own.layers
+    needed = 0 if student != TEACHER or asked is None else asked if isinstance(asked, int) else 1 + max(asked)
+    there = not needed or needed <= count_layers(own.student, own.revision)
+    return {"": published, **({CUT: own} if own != published and there else {})}
 
 
 def require_small_encoder(config: StudySettings) -> None:
@@ -212,7 +240,10 @@ def _training_step(context: Context, name: str, config: StudySettings, form: str
     more = _steps_of_companion(config)
     make = partial(train_baseline, name, dataset, (towers, small), (rate, passes, more))
     settings = towers_key(towers.model_copy(update={"steps": 0}) if passes else towers)  # the passes say how many steps it takes
-    keyed = {"towers": settings, "small": small.model_dump(include=OF_SMALL), "learning_rate": rate, "passes": passes}
+    # A folder's name alone would hide that other weights lie there now. The symmetric pair has nothing of the LLM.
+    settings |= folder_identity(towers.base_model) if name == END_TO_END else {}
+    own = {**small.model_dump(include=OF_SMALL), **folder_identity(small.student)}
+    keyed = {"towers": settings, "small": own, "learning_rate": rate, "passes": passes}
     keyed |= {"more_steps": more} if more else {}
     return Step(f"train_{name.replace('-', '_')}", make, {"dataset": dataset}, keyed, resumes=TRAINING_FILES)
 
@@ -301,10 +332,11 @@ def _cost(context: Context, wanted: Mapping[str, Build], trainings: Sequence[Stu
     }
     pairs = {name: system.trained[0].counts for name, system in systems.items() if name.removesuffix(CUT) in (SYMMETRIC, END_TO_END)}
     inputs = {"dataset": context.dataset, **{f"{name}.{role}": a for name, s in systems.items() for role, a in s.inputs.items()}}
-    known = {"seconds": seconds, "pairs": pairs}
+    again = sorted(name for name, system in systems.items() if made_again(context, (*system.trained, *system.encoded)))
+    known = {"seconds": seconds, "pairs": pairs, **({AGAIN: again} if again else {})}
     settings = evaluation.model_dump(include={"split", "depth", "latency_queries", "throughput_batch", "speed_precision", "seed"})
     untrained = {name: dict(system.settings) for name, system in systems.items() if system.settings}
-    keyed = {**settings, "seconds": seconds, "systems": list(systems), **untrained}
+    keyed = {**settings, "seconds": seconds, "systems": list(systems), **untrained, **({AGAIN: again} if again else {})}
     return context.measure("baseline_costs", partial(speeds_beside, known, openers, context.dataset, evaluation), inputs, keyed)
 
 
@@ -322,6 +354,17 @@ def seconds_of(context: Context, artifacts: tuple[Artifact, ...]) -> float | Non
     found = [context.timing(artifact) for artifact in artifacts]
     known = [timing["seconds"] for timing in found if timing]
     return sum(known) if known and len(known) == len(found) else None
+
+
+def made_again(context: Context, artifacts: tuple[Artifact, ...]) -> bool:
+    """Whether the making of one took several attempts, of which the seconds of the last one alone are known."""
+    return any(timing["attempts"] > 1 for artifact in artifacts if (timing := context.timing(artifact)))
+
+
+def about_attempts(costs: Mapping[str, Any]) -> list[str]:
+    """The note on systems whose training or encoding was killed or failed, and went on in another attempt."""
+    again = ", ".join(costs.get(AGAIN, ()))
+    return [f"Made in several attempts, of which only the last one's seconds are counted, so it took longer: {again}."] if again else []
 
 
 def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
@@ -371,10 +414,11 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
     standing = {m: ", ".join(f"{verdict(row, STUDENT, m)} {row['system']}" for row in others) for m in ("nDCG@10", "R@50")}
     return [
         about_queries(next(iter(results.values())), config),
-        about_seeds(results),
+        about_seeds(results, config),
         "A difference above 0 is the student's lead.",
         _equal(config),
         *left_out(config),
+        *about_tuning(results, config),
         *(_about_costs(results[COST], config) if COST in results else []),
         *(f"In {metric}, by p below {LEVEL:g} after Holm's correction, the student is {found}." for metric, found in standing.items()),
     ]
@@ -385,7 +429,10 @@ def _equal(config: StudySettings) -> str:
     how = f"{passes:g} pass{'' if passes == 1 else 'es'}" if passes else f"{towers.steps:,} batches"
     more, beside = _steps_of_companion(config), config.towers.companion
     how += f" and {more:,} batches" if more else ""
-    as_many = "student's refinement" + (" and its companion" if more else ", without its companion's batches" if beside.base_model else "")
+    of_companion = " and its companion" if more else ", without its companion's batches" if beside.base_model else ""
+    as_many = f"the student's refinement{of_companion}"
+    if not passes:
+        as_many = f"towers.steps {'and the companion say' if more else 'says'}, since the student is not refined"
     titles = " and titles" if config.distillation.refine_titles else ""
     other = "" if passes == config.distillation.refine_epochs else "not "
     pairs = f"Symmetric{' and end-to-end' if trains_towers(config) else ''} pairs"
@@ -394,7 +441,7 @@ def _equal(config: StudySettings) -> str:
     teacher += f", with a companion {beside.base_model} that saw {beside.steps:,}" if beside.base_model else ""
     teacher += f", judged by {towers.judge.base_model}, as no pair was" if towers.judge.base_model else ""
     return (
-        f"{pairs} saw the train judgements{titles} in {how}, batches of {towers.batch_size} ({other}as many as the "
+        f"{pairs} saw the train judgements{titles} in {how}, batches of {towers.batch_size} ({other}as many as "
         f"{as_many}), the teacher {teacher}, small encoder "
         f"{small_encoders(config)[''].student}); peak learning rate of the small encoders: the best on dev of {rates}."
     )
@@ -408,6 +455,7 @@ def _about_costs(costs: Artifact, config: StudySettings) -> list[str]:
     return [
         *([f"Pairs seen in the training that counts: {', '.join(seen)}."] if seen else []),
         *about_untimed(found["seconds"], found["systems"]),
+        *about_attempts(found),
         (
             "Training: seconds of one training, of the first seed that did not collapse, with all it stands on, the choice of the learning "
             "rate left out. "

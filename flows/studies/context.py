@@ -13,6 +13,7 @@ from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, Ind
 from components.distillation.train import StudentInputs
 from components.errors import CollapseError, ConfigError
 from components.settings import LARGEST_SEED, StepConfig
+from components.towers.base_models import pinned_revision
 from flows.config import RetrainConfig, did_you_mean, explain
 from flows.recorder import Recorder
 from flows.retrain import require_usable
@@ -69,6 +70,9 @@ class StudyConfig(StepConfig):
     price_per_hour: float = Field(0.1, ge=0, le=100_000, description="cost_benefit: price of the machine for an hour, power apart")
     small_encoder: str = Field(
         "", description="baselines, worth: encoder of the untrained, symmetric and end-to-end systems; empty: the student's"
+    )
+    small_revision: str | None = Field(
+        None, min_length=1, description="Branch, tag or commit of study.small_encoder from a hub; null: its main branch"
     )
     small_learning_rates: tuple[LearningRate, ...] = Field(
         (1e-4, 3e-4), min_length=1, description="baselines, worth: peak learning rates of the small encoders; the best on dev counts"
@@ -180,6 +184,13 @@ class Context:
     def check(self, config: StudySettings) -> None:
         """Refuse a configuration that would only fail after a training (see flows.retrain.require_usable)."""
         require_usable(config, self.dataset)
+
+    def pin_small_encoder(self) -> None:
+        """Take the encoder of the baselines at the commit that its name stands for now, as all other models are."""
+        study = self.config.study
+        if study.small_encoder:
+            found = study.model_copy(update={"small_revision": pinned_revision(study.small_encoder, study.small_revision)})
+            self.config = self.config.model_copy(update={"study": found})
 
     def require_training(self, config: StudySettings) -> None:
         """Raise ConfigError where a study varies the training of towers that are taken as they are: no cell would differ from another."""

@@ -6,14 +6,15 @@ and are marked so. Each size is built and searched in processes of its own, and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.artifacts import Artifact
+from components.errors import ConfigError
 from flows.studies.context import Context, StudySettings
-from flows.studies.framework import Cell, Results
+from flows.studies.framework import Cell, Results, require_any
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +26,23 @@ def cells(context: Context) -> list[Cell]:
     """One cell for each size, small ones first, then how the corpus stands to the champion's index."""
     sizes = {_name(size): size for size in sorted(set(context.config.study.growth_sizes))}
     chosen = context.chosen(list(sizes))
+    _require_measurable(context.config, [sizes[name] for name in chosen])
     return [*(Cell(name, partial(_measure, context, sizes[name])) for name in chosen), Cell(PRODUCTION, partial(_production, context))]
+
+
+def _require_measurable(config: StudySettings, sizes: Sequence[int]) -> None:
+    """Raise ConfigError for a size whose index cannot be trained, or not be held against exact search, before anything is trained."""
+    from components.distillation.student import width_of
+    from components.index.index_keys import is_exact, usable_key
+
+    width = width_of(config.towers)
+    for size in sizes:
+        key = usable_key(config.index, size, width)
+        if config.index.refine == "none" and not is_exact(key):
+            raise ConfigError(
+                f"index.refine is none, so an index {key} of {size:,} documents keeps no vectors that its recall could be measured "
+                "against. Set index.refine to fp16 or int8."
+            )
 
 
 def _name(size: int) -> str:
@@ -79,7 +96,8 @@ def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
     """One row a size, then the sizes extrapolated to."""
     from components.studies.growth_law import growth_table
 
-    return growth_table(_measured(results), config.study.growth_targets)
+    require_any(measured := _measured(results))
+    return growth_table(measured, config.study.growth_targets)
 
 
 def plot(frame: pd.DataFrame, path: Path) -> None:

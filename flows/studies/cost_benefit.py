@@ -12,7 +12,17 @@ from components.errors import CollapseError
 from flows.steps import untrained_key
 from flows.studies.baselines import speeds_beside
 from flows.studies.context import Context, StudySettings
-from flows.studies.framework import Cell, Results, about_queries, about_seeds, about_untimed, by_system, require, seeded, whole_trainings
+from flows.studies.framework import (
+    Cell,
+    Results,
+    about_queries,
+    about_seeds,
+    about_untimed,
+    by_system,
+    require,
+    seeded,
+    whole_trainings,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -207,7 +217,7 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
     hour = prices_of(config).of_an_hour
     lines = [
         about_queries(results[BM25], config),
-        about_seeds(results),
+        about_seeds(results, config),
         f"Energy = hours x {study.watts:g} W / 1000. The watts are stated (study.watts), not measured.",
         (
             f"Price = hours x {hour:g} {study.currency}: {study.price_per_hour:g} for the machine and {study.watts:g} W / 1000 x "

@@ -122,7 +122,7 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
     """What was compared, and which differences are none."""
     return [
         about_queries(results[TEACHER], config),
-        about_seeds(results),
+        about_seeds(results, config, "distillation"),
         "Every cell changes the base's section distillation in the way its name says; teacher, index and data are the same.",
         decided_note(frame),
     ]

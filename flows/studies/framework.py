@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from prefect import flow
 
 from components.artifacts import Artifact, parents_of, read_manifest, write_json
-from components.errors import CollapseError
+from components.errors import CollapseError, ConfigError, DataError, ModelError
 from flows.recorder import recorded_flow
 from flows.reporting import AS_OURS, ended, say, show_text
 from flows.runner import Step
@@ -115,8 +115,19 @@ def require(results: Results, name: str) -> Artifact:
     return results[name]
 
 
-def about_queries(scores: Artifact, config: StudySettings) -> str:
-    """The note that says on how many queries the table stands, in which units these were drawn, and what its brackets are."""
+def require_any(measured: Collection[object]) -> None:
+    """Raise CollapseError when every cell of a study collapsed, so that there is no row to show."""
+    if not measured:
+        raise CollapseError(
+            "Every cell collapsed, for the reasons above, so there is no table. Change the settings and run the study again."
+        )
+
+
+def about_queries(scores: Artifact, config: StudySettings, chances: bool = True) -> str:
+    """The note that says on how many queries the table stands, in which units these were drawn, and what its brackets are.
+
+    `chances`: whether the table has chances (p), which are corrected for their number; its intervals are not.
+    """
     from components.studies.report import told_worth
     from components.studies.scores import TAKEN_APART, load_scores
 
@@ -125,7 +136,8 @@ def about_queries(scores: Artifact, config: StudySettings) -> str:
     apart = scores.attributes.get(TAKEN_APART)
     narrow = f" The data makes {apart:,} units of them, so intervals and p are narrower than it allows." if apart else ""
     return (
-        f"{queries}. In brackets: 95% intervals, paired by query where two systems are compared. p: by Holm over the whole table. "
+        f"{queries}. In brackets: 95% intervals, paired by query where two systems are compared"
+        f"{'. p: by Holm over the whole table. ' if chances else ', not corrected for their number. '}"
         f"{told_worth(load_scores(scores.path), config.evaluation)}{narrow}"
     )
 
@@ -133,6 +145,7 @@ def about_queries(scores: Artifact, config: StudySettings) -> str:
 # --- Seeds of the studies: every training is repeated, since one alone could have come out otherwise by more than what is compared.
 
 
+TEACHER = "teacher"  # a part of the names of its systems
 STUDENTS = ("student", "clean@student")  # systems of the studies that train towers and student as a release does
 SEEDS = 3  # unless study.seeds says otherwise: the section's own seed, which a release has trained with, and those after it
 MARK = "@"
@@ -170,24 +183,30 @@ def by_system(results: Results) -> dict[str, list[Scores]]:
     return runs
 
 
-def about_seeds(cells: Results) -> str:
-    """The note that says with how many seeds the systems of a table were trained, and what the intervals make of them."""
+def about_seeds(cells: Results, config: StudySettings, section: Literal["towers", "distillation"] = "towers") -> str:
+    """The note that says with how many seeds the systems of a table were trained, and what the intervals make of them.
+
+    `section` is the one whose seeds stand in the names of the cells; of some no training may be left.
+    """
     trained: dict[str, list[int]] = {}
     for name, mark, seed in (cell.rpartition(MARK) for cell in cells):
         if mark:
             trained.setdefault(name, []).append(int(seed))
-    seeds = sorted({seed for found in trained.values() for seed in found})
-    fewer = [f"{name} ({', '.join(map(str, sorted(found)))})" for name, found in trained.items() if len(found) < len(seeds)]
-    if not seeds:
+    if not trained:
         return "No system of this table was trained, so none needs seeds."
+    seeds = sorted({*seeds_of(config, section), *(seed for found in trained.values() for seed in found)})
+    fewer = [f"{name} ({', '.join(map(str, sorted(found)))})" for name, found in trained.items() if len(found) < len(seeds)]
+    untrained = config.towers.training == "none" and not config.towers.companion.base_model
+    taken = " The teacher is no training but taken as it is (towers.training none), the same with every seed."
+    taken = taken if untrained and any(TEACHER in name for name in trained) else ""
     if len(seeds) < 2:
         return (
             "Every system was trained with one seed alone: another seed may move it by more than what is compared, so nothing is claimed. "
-            "study.seeds names more."
+            f"study.seeds names more.{taken}"
         )
     return (
         f"Every system was trained with the seeds {', '.join(map(str, seeds))}; values are means over them. Intervals hold the noise of "
-        "training and of the queries (seeds and units of queries are drawn together)."
+        f"training and of the queries (seeds and units of queries are drawn together).{taken}"
         + (f" Where a training collapsed the mean is over the others, and so too good: {', '.join(fewer)}." if fewer else "")
     )
 
@@ -312,10 +331,19 @@ SHOWN = ("over base R@50", "over base nDCG@10")
 def cells_of(context: Context, section: Literal["towers", "distillation"], variants: Changes) -> dict[str, StudySettings]:
     """Cell name -> configuration: the base and every variant that is wanted, each with each seed; refused before anything is trained."""
     wanted = {BASE: None, **dict.fromkeys(context.chosen(list(variants)))}
-    seeds = seeds_of(context.config, section)
-    settings = {seeded(name, seed): context.changed(**{section: {**variants[name], "seed": seed}}) for name in wanted for seed in seeds}
-    for changed in settings.values():
-        context.check(changed)
+    settings = {}
+    for name in wanted:
+        try:
+            for seed in seeds_of(context.config, section):
+                settings[seeded(name, seed)] = context.changed(**{section: {**variants[name], "seed": seed}})
+                context.check(settings[seeded(name, seed)])
+        except (ConfigError, ModelError, DataError) as error:
+            if name == BASE:
+                raise
+            # The settings that it names are the cell's: whoever asked for all cells has never written them.
+            others = ",".join(other for other in wanted if other not in (BASE, name))
+            without = f"leave it out: --cells {others}" if others else "name another cell"
+            raise type(error)(f"The cell '{name}' cannot be trained with this configuration; {without}. {error}") from None
     return settings
 
 

@@ -163,7 +163,12 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
         "Speed: encoding of queries alone, tokenisation included, all systems in turns in one run, each by its fastest way; "
         f"queries/s at batch {config.evaluation.throughput_batch}, p50 at batch 1; {machine}."
     )
-    lines = [about_queries(results[TEACHER], config), about_seeds(results), "The teacher is one training, with its own seed.", speed]
+    lines = [
+        about_queries(results[TEACHER], config, chances=False),
+        about_seeds(results, config, "distillation"),
+        "The teacher is one training, with its own seed.",
+        speed,
+    ]
     lines += about_untimed(frame["system"].tolist(), measured["systems"])
     if missing := layers_left_out(config):
         lines.append(f"Left out, since '{config.distillation.student}' has fewer layers: {', '.join(map(str, missing))}.")

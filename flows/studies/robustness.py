@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, VectorShards
 from flows.steps import snapshot_step, typed, vectors_step
 from flows.studies.context import Context, StudySettings
-from flows.studies.framework import Cell, Results, about_queries, about_seeds, by_system, require, seeded, whole_trainings
+from flows.studies.framework import (
+    Cell,
+    Results,
+    about_queries,
+    about_seeds,
+    by_system,
+    require,
+    require_any,
+    seeded,
+    whole_trainings,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,6 +98,7 @@ def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
     from components.studies.report import levels
 
     runs, rows = by_system(results), []
+    require_any(runs)
     for name, found in runs.items():
         condition, _, system = name.rpartition("@")
         own = {} if condition == CLEAN else _changes(results, name, config)
@@ -124,7 +135,7 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
     study = config.study
     lines = [
         about_queries(next(iter(results.values())), config),
-        about_seeds(results),
+        about_seeds(results, config),
         (
             "Percentages are the share of the words that change, for verbosity of the queries. Both systems are asked the same texts, "
             f"which depend on the query and on study.noise_seed ({study.noise_seed}) alone."

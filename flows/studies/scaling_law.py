@@ -18,7 +18,7 @@ from components.errors import CollapseError, ConfigError
 from flows.runner import Step
 from flows.steps import index_step, towers_step, typed, vectors_step
 from flows.studies.context import Context, StudySettings
-from flows.studies.framework import Cell, Results
+from flows.studies.framework import Cell, Results, require_any
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -231,7 +231,9 @@ def tabulate(results: Results, config: StudySettings) -> pd.DataFrame:
     """One row a cell, the predictions beside those they are about."""
     from components.studies.scaling_law import scaling_table
 
-    return scaling_table(_numbers({name: a for name, a in results.items() if name not in NO_CELLS}), _predicted(results))
+    measured = _numbers({name: a for name, a in results.items() if name not in NO_CELLS})
+    require_any(measured)
+    return scaling_table(measured, _predicted(results))
 
 
 def plot(frame: pd.DataFrame, path: Path) -> None:

@@ -97,7 +97,7 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
     trained = f"{config.towers.steps:,} steps of {config.towers.batch_size} pairs"
     return [
         about_queries(next(iter(results.values())), config),
-        about_seeds(results),
+        about_seeds(results, config),
         f"Every cell changes the base's section towers in the way its name says; all take {trained}. Teacher on its own index, no student.",
         decided_note(frame),
         *_filter_note(results, config),

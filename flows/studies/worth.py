@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.artifacts import Artifact
 from flows.studies.baselines import (
+    AGAIN,
     BM25,
     END_TO_END,
     FIXED,
@@ -22,8 +23,11 @@ from flows.studies.baselines import (
     UNTRAINED,
     Build,
     System,
+    about_attempts,
+    about_tuning,
     first_whole,
     left_out,
+    made_again,
     require_small_encoder,
     seconds_of,
     speeds_beside,
@@ -31,7 +35,17 @@ from flows.studies.baselines import (
     systems_of,
 )
 from flows.studies.context import Context, StudySettings
-from flows.studies.framework import Cell, Results, about_queries, about_seeds, about_untimed, by_system, require, seeded, whole_trainings
+from flows.studies.framework import (
+    Cell,
+    Results,
+    about_queries,
+    about_seeds,
+    about_untimed,
+    by_system,
+    require,
+    seeded,
+    whole_trainings,
+)
 from flows.studies.retention import fields_of, layers_left_out
 
 if TYPE_CHECKING:
@@ -53,6 +67,7 @@ def cells(context: Context) -> list[Cell]:
     The cost is of the first seed that did not collapse.
     """
     require_small_encoder(context.config)
+    context.pin_small_encoder()
     builds, trainings = _builds(context), whole_trainings(context)
     names = [BM25, *(name for dense in builds if dense != BM25 for name in (dense, dense + WITH_BM25))]
     chosen = {*context.chosen([*names, COST]), BM25}
@@ -100,11 +115,13 @@ def _cost(context: Context, builds: Mapping[str, Build], trainings: Sequence[Stu
     openers = {name.removesuffix(WITH_BM25): system.opener for name, system in systems.items()}
     names, evaluation = list(systems), context.config.evaluation
     built = {name: _building_seconds(context, system) for name, system in systems.items()}
+    again = sorted(name for name, system in systems.items() if made_again(context, _steps_of(system)))
+    known = {"built": built, **({AGAIN: again} if again else {})}
     inputs = {"dataset": context.dataset, **{f"{name}.{role}": a for name, s in systems.items() for role, a in s.inputs.items()}}
-    numbers = partial(speeds_of_fused, names, openers, (context.dataset, evaluation), {"built": built})
+    numbers = partial(speeds_of_fused, names, openers, (context.dataset, evaluation), known)
     settings = evaluation.model_dump(include={"split", "depth", "latency_queries", "throughput_batch", "speed_precision", "seed"})
     named = {name: dict(system.settings) for name, system in systems.items() if system.settings}
-    return context.measure("worth_costs", numbers, inputs, {**settings, "built": built, "systems": names, **named})
+    return context.measure("worth_costs", numbers, inputs, {**settings, **known, "systems": names, **named})
 
 
 def speeds_of_fused(
@@ -133,9 +150,13 @@ def speeds_of_fused(
 
 def _building_seconds(context: Context, system: System) -> float | None:
     """Seconds of all steps that a system stands on; 0 where there are none: opening it is its building then."""
-    index = (system.inputs["index"],) if "index" in system.inputs else ()
-    steps = (*system.trained, *system.encoded, *index)
+    steps = _steps_of(system)
     return seconds_of(context, steps) if steps else 0.0
+
+
+def _steps_of(system: System) -> tuple[Artifact, ...]:
+    """What the steps made that a system stands on."""
+    return (*system.trained, *system.encoded, *([system.inputs["index"]] if "index" in system.inputs else []))
 
 
 def _hours(name: str, costs: Mapping[str, Any], config: StudySettings) -> tuple[float | None, float | None]:
@@ -247,8 +268,9 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
         ),
         _beaten(frame),
         about_queries(next(iter(results.values())), config),
-        about_seeds(results),
+        about_seeds(results, config),
         *_about_end_to_end(frame, config),
+        *about_tuning(results, config),
         (
             "Building: seconds of the steps of the first seed that did not collapse, with all they stand on, without the choice of "
             "learning rates, and the reading of documents where no index is built. Speed: whole answers, "
@@ -257,6 +279,7 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
             "MB: weights, index (files, or vectors in float32 where it lies in memory), BM25's table."
         ),
         *untimed,
+        *about_attempts(costs),
         *([f"Not chosen among, since the time of their building was not recorded: {', '.join(unknown)}."] if unknown else []),
         *([f"Left out, since '{config.distillation.student}' has fewer layers: {', '.join(map(str, missing))}."] if missing else []),
         *(f"{setup} ({', '.join(of)})." for setup, of in setups.items()),

@@ -18,9 +18,9 @@ from components.evaluation.speed import measure_speeds
 from components.studies.scores import Scores
 from flows.config import load_settings
 from flows.runner import Step, _made, make_step
-from flows.studies import baselines, cost_benefit, distillation_ablation, framework, retention, robustness, tower_ablation
+from flows.studies import baselines, cost_benefit, distillation_ablation, framework, retention, robustness, tower_ablation, worth
 from flows.studies.context import Context, StudySettings
-from flows.studies.framework import Cell, about_seeds, require, run_cells, whole_trainings
+from flows.studies.framework import Cell, Ran, about_seeds, require, run_cells, whole_trainings, write_report
 from flows.studies.registry import STUDIES, load_study, require_study
 from flows.studies.retention import layers_left_out, student_forms
 
@@ -173,6 +173,18 @@ def test_ablation_trains_each_cell_with_each_seed_beside_teacher_and_base() -> N
     assert [cell.name for cell in cells] == ["teacher", "base@1", "base@2", "mse-only@1", "mse-only@2"]
 
 
+def test_a_cell_that_the_configuration_does_not_allow_is_named_with_those_that_are_left() -> None:
+    sharded = smoke().model_copy(update={"towers": smoke().towers.model_copy(update={"training": "full", "sharding": "fsdp"})})
+    for wanted, told in (((), "leave it out: --cells in-batch-only,mined,"), (("merged-3",), "name another cell")):
+        with pytest.raises(ConfigError, match=f"The cell 'merged-3' cannot be trained with this configuration; {told}") as refused:
+            tower_ablation.cells(Unchecked(sharded, NoRecorder(), wanted))  # type: ignore[arg-type]
+        assert "merge_last" in str(refused.value)
+    never = sharded.model_copy(update={"towers": sharded.towers.model_copy(update={"steps": 0})})
+    with pytest.raises(ConfigError, match="as the study changes it") as refused:
+        tower_ablation.cells(Unchecked(never, NoRecorder()))  # type: ignore[arg-type]
+    assert "The cell" not in str(refused.value)  # the base itself is wrong
+
+
 @pytest.mark.parametrize("mining", [{}, {"hard_negatives": 1, "positive_share": None}])
 def test_every_change_of_the_towers_is_a_valid_configuration(mining: dict[str, Any]) -> None:
     config = context().changed(towers=mining)
@@ -206,6 +218,34 @@ def test_a_baseline_is_trained_again_for_what_its_own_training_reads_and_for_not
             baselines._training_step(asked, name, config, "", 1e-3).folder for config in (asked.config, asked.changed(**{section: changes}))
         )
         assert (own != other) is again, name
+
+
+def test_a_baseline_is_trained_again_where_other_weights_lie_in_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    for name, section, field in ((baselines.SYMMETRIC, "study", "small_encoder"), (baselines.END_TO_END, "towers", "base_model")):
+        found = []
+        for weights in (b"first", b"other"):
+            (tmp_path / "model.safetensors").write_bytes(weights)
+            config = load_settings(StudySettings, "smoke", overrides={section: {field: str(tmp_path)}})
+            asked = Unchecked(config, NoRecorder())  # type: ignore[arg-type]
+            asked.__dict__["dataset"] = Artifact(kind="dataset", path=Path("/nowhere"), digest="a" * 64)
+            found.append(baselines._training_step(asked, name, config, "", 1e-3).folder)
+        assert found[0] != found[1], name
+
+
+def test_the_encoder_of_the_baselines_is_taken_at_a_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("components.towers.hub.commit_of", lambda name, revision: {None: "a" * 40, "v2": "b" * 40}[revision])
+    for revision, commit in ((None, "a" * 40), ("v2", "b" * 40)):
+        asked = context(small_encoder="acme/embed", small_revision=revision)
+        asked.pin_small_encoder()
+        assert asked.config.study.small_revision == commit
+        assert {form.revision for form in baselines.small_encoders(asked.config).values()} == {commit}
+
+
+def test_baselines_of_another_encoder_lack_the_form_of_a_student_of_more_layers_that_is_a_part_of_the_teacher() -> None:
+    for layers, names in ((1, ["", "-cut"]), ((0, 1), ["", "-cut"]), (3, [""]), ((0, 5), [""])):
+        overrides = {"distillation": {"student": "teacher", "layers": layers}, "study": {"small_encoder": "tiny-encoder"}}
+        assert list(baselines.small_encoders(load_settings(StudySettings, "smoke", overrides=overrides))) == names
 
 
 def test_three_seeds_are_trained_unless_others_are_named() -> None:
@@ -261,10 +301,56 @@ def test_a_collapsed_cell_is_a_finding(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_mean_without_the_trainings_that_collapsed_says_so(tmp_path: Path) -> None:
     found = _artifact(tmp_path)
     whole = {f"{name}@{seed}": found for name in ("teacher", "student") for seed in (1, 2, 3)} | {"bm25": found}
-    assert "collapsed" not in about_seeds(whole)
-    assert about_seeds({"bm25": found}) == "No system of this table was trained, so none needs seeds."
-    told = about_seeds({cell: artifact for cell, artifact in whole.items() if cell != "student@2"})
+    asked = smoke(seeds=[1, 2, 3])
+    assert "collapsed" not in about_seeds(whole, asked)
+    assert about_seeds({"bm25": found}, asked) == "No system of this table was trained, so none needs seeds."
+    told = about_seeds({cell: artifact for cell, artifact in whole.items() if cell != "student@2"}, asked)
     assert told.endswith("Where a training collapsed the mean is over the others, and so too good: student (1, 3).")
+    told = about_seeds({"student@1": found}, smoke(seeds=[1, 2]))
+    assert told.startswith("Every system was trained with the seeds 1, 2;") and told.endswith("so too good: student (1).")
+    assert about_seeds({"student@1": found}, smoke(seeds=[1])).startswith("Every system was trained with one seed alone")
+
+
+def test_a_teacher_that_is_taken_as_it_is_is_not_said_to_be_trained(tmp_path: Path) -> None:
+    taken = load_settings(StudySettings, "smoke", overrides={"towers.training": "none"})
+    for cell in ("teacher", "teacher+bm25", "clean@teacher"):
+        told = about_seeds({f"{cell}@{seed}": _artifact(tmp_path) for seed in (13, 14, 15)}, taken)
+        assert "The teacher is no training but taken as it is" in told and "no training" not in about_seeds({f"{cell}@13": None}, smoke())  # type: ignore[dict-item]
+    assert "no training" not in about_seeds({"student@13": _artifact(tmp_path)}, taken)
+    beside = load_settings(StudySettings, "smoke", overrides={"towers": {"training": "none", "companion": {"base_model": "tiny-encoder"}}})
+    assert "no training" not in about_seeds({"teacher@13": _artifact(tmp_path)}, beside)  # its companion is trained
+
+
+@pytest.mark.parametrize("study", ["scaling_law", "robustness", "corpus_growth"])
+def test_a_study_of_which_every_cell_collapsed_says_so(study: str, tmp_path: Path) -> None:
+    """Predictions, fits and the champion's index are measured all the same, and are no rows."""
+    from components.studies.scores import write_result
+
+    further = {"prediction": {"fits": {}, "predictions": []}, "fits": {}, "production": {"documents": 9, "champion": None, "warning": None}}
+    results = {}
+    for name, numbers in further.items():
+        (tmp_path / name).mkdir()
+        results[name] = write_result(lambda _, numbers=numbers: numbers, {}, tmp_path / name)  # type: ignore[misc]
+    own = {"scaling_law": ("prediction", "fits"), "robustness": (), "corpus_growth": ("production",)}[study]
+    ran = Ran({name: results[name] for name in own}, {"a": "all alike"})
+    with pytest.raises(CollapseError, match="Every cell collapsed"):
+        write_report(study, load_study(study), ran, smoke(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("index", "cell", "told"),
+    [
+        ({"index_key": "IVF4,SQ8", "refine": "none"}, "300", "index.refine is none.*IVF4,SQ8 of 300 documents"),
+        ({"index_key": "IVF256,SQ8"}, "200", "has 256 lists, but only 200 vectors"),
+    ],
+)
+def test_an_index_that_cannot_be_measured_is_refused_before_anything_is_trained(index: dict[str, str], cell: str, told: str) -> None:
+    from flows.studies import corpus_growth
+
+    config = load_settings(StudySettings, "smoke", overrides={"study.growth_sizes": [200, 300], "index": index})
+    with pytest.raises(ConfigError, match=told):
+        corpus_growth.cells(Unchecked(config, NoRecorder(), [cell]))  # type: ignore[arg-type]
+    assert len(corpus_growth.cells(context(growth_sizes=[200, 300]))) == 3
 
 
 def test_the_seconds_of_a_step_outlive_the_process_and_leave_its_digest_alone() -> None:
@@ -318,6 +404,29 @@ def test_the_costs_of_baselines_are_keyed_by_the_code_that_opens_each_of_them(tm
     for place in ("evaluation/bm25.py", "evaluation/systems.py", "studies/trained_baselines.py", "evaluation/speed.py"):
         assert f"components/{place}" in code, place
     assert found.steps[-1].config["bm25"] == {"bm25_stemmer": "auto"} and found.steps[-1].config["systems"] == list(wanted)
+
+
+def test_systems_whose_making_went_on_after_a_kill_are_told_beside_their_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Measured(smoke(small_learning_rates=[0.001]), tmp_path)
+    wanted = {name: baselines.systems_of(found)[name] for name in ("bm25", "symmetric")}
+    for cost in (baselines._cost, worth._cost):
+        monkeypatch.setattr(found, "timing", lambda _: {"seconds": 2.0, "attempts": 1.0})
+        cost(found, wanted, [found.config])
+        assert "again" not in found.steps[-1].config, "a key without need"
+        monkeypatch.setattr(found, "timing", lambda _: {"seconds": 2.0, "attempts": 2.0})
+        cost(found, wanted, [found.config])
+        assert found.steps[-1].config["again"] == ["symmetric"]
+    assert baselines.about_attempts({}) == []
+    assert baselines.about_attempts({"again": ["symmetric"]})[0].endswith("so it took longer: symmetric.")
+
+
+def test_an_index_that_is_tuned_with_documents_where_the_teachers_is_with_queries_is_told(tmp_path: Path) -> None:
+    pair = seal(tmp_path, "study", counts={"dataset_documents": 210})
+    for cell in ("end-to-end@13", "end-to-end-cut@13", "end-to-end+bm25@13"):
+        for index, told in (({}, False), ({"exact_below": 200}, True), ({"index_key": "IVF4,SQ8"}, True), ({"index_key": "Flat"}, False)):
+            config = load_settings(StudySettings, "smoke", overrides={"index": index})
+            assert bool(baselines.about_tuning({"bm25": pair, cell: pair}, config)) is told
+            assert not baselines.about_tuning({"bm25": pair}, config)
 
 
 def test_a_teacher_that_was_not_timed_has_no_cost_and_says_so() -> None:
@@ -399,6 +508,9 @@ def test_passes_are_those_of_the_refinement_unless_told_otherwise() -> None:
     assert baselines._passes(smoke(pair_passes=0.5)) == 0.5
     with pytest.raises(ConfigError, match=r"study\.pair_passes: got 0"):
         smoke(pair_passes=0)
+    assert "in 1 pass, batches of 16 (as many as the student's refinement)" in baselines._equal(smoke())
+    alone = load_settings(StudySettings, "smoke", overrides={"distillation.refine_epochs": 0})
+    assert "in 20 batches, batches of 16 (as many as towers.steps says, since the student is not refined)" in baselines._equal(alone)
 
 
 def test_building_counts_all_that_a_system_stands_on() -> None:

@@ -90,3 +90,11 @@ def test_noise_without_a_law_is_not_supported() -> None:
     fit = fit_law("model_size", Points.of(SIZES, np.full(7, 1e4), loss), refits=40)
     assert not fit.supported
     assert any("not determined" in reason or "of the variance" in reason for reason in fit.reasons)
+
+
+def test_an_entropy_of_nothing_is_said_and_ends_no_study() -> None:
+    """Where every query is told apart from all its negatives, rounding leaves an entropy of exactly 0."""
+    for least in (0.0, 1e-22):
+        fit = fit_law("model_size", Points.of([1, 2, 4, 8], [1] * 4, [0.3, 0.2, 0.1, least]), refits=20)
+        assert not fit.parameters and "an entropy is 0" in fit.reasons[0]
+    assert fit_law("model_size", Points.of([1, 2, 4, 8], [1] * 4, [3e-10, 2e-10, 1.5e-10, 1e-10]), refits=20).parameters

@@ -79,12 +79,26 @@ def test_laws_are_told_with_their_intervals_or_with_the_reason_why_not() -> None
     assert fit_notes(few)[0].endswith("was not fitted: 1 points for 3 parameters; at least 4 are needed.")
 
 
+def test_a_prediction_of_what_was_measured_as_nothing_is_off_by_no_share() -> None:
+    foretold = foretell(GRID[:-4], [(2_560_000, 4000)], 13, 20)
+    lines = prediction_notes(scaling_table([*GRID[:-1], cell(2_560_000, 4000, 0.0)], foretold), foretold)
+    assert len(lines) == 2 and all(line.endswith("measured 0.000.") for line in lines)
+
+
 def test_nothing_is_foretold_from_too_few_cells() -> None:
     foretold = foretell(GRID[:2], [(2_560_000, 4000)], 13, 20)
     assert foretold["predictions"] == []
     lines = prediction_notes(scaling_table(GRID, foretold), foretold)
     assert lines[0].startswith("No prediction by L(N) = (A/N)^a + d: 1 points")
     assert foretell([], [(2_560_000, 4000)], 13, 20)["predictions"] == []
+
+
+def test_the_law_of_model_size_foretells_nothing_at_other_data_than_it_was_fitted_at() -> None:
+    """It would foretell what the largest size gives on the fewer pairs; the joint law knows of both."""
+    cells = [found for found in GRID if found["parameters"] < 2_560_000]
+    less = [found for found in cells if found["pairs"] < max(found["pairs"] for found in cells)]
+    for known, asked, laws in ((cells, 4000, {"model_size", "joint"}), (less, 4000, {"joint"}), (cells, 1000, {"joint"})):
+        assert {found["law"] for found in foretell(known, [(2_560_000, asked)], 13, 20)["predictions"]} == laws
 
 
 def test_cells_without_an_interval_can_be_shown_and_drawn(tmp_path: Path) -> None:
