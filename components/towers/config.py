@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -122,7 +122,7 @@ class TowerConfig(StepConfig):
     max_query_length: int = Field(32, ge=4, le=4096, description="Tokens of a query, prompt and end token included")
     max_document_length: int = Field(128, ge=4, le=32768, description="Tokens of a document, prompt and end token included")
     attention: Literal["causal", "bidirectional"] = Field("causal", description="Whether a token sees the tokens after it")
-    matryoshka: tuple[int, ...] = Field((), description="Prefixes of the vectors that are trained to work alone, such as [128, 256]")
+    matryoshka: tuple[Annotated[int, Field(ge=1)], ...] = Field((), description="Prefixes of the vectors that are trained to work alone, such as [128, 256]")
     dimension: int | None = Field(
         None,
         ge=1,
