@@ -10,6 +10,8 @@ from pydantic import Field, field_validator, model_validator
 
 from components.settings import LARGEST_SEED, StepConfig
 
+# As long as a published model's own may be (see `trained.published`): what it brings is recorded, and read again by every refresh.
+LONGEST_TEXT = 1_000_000
 WITHOUT_WEIGHTS = ("vectors", "endpoint")  # what `base_model` names where no model is here
 
 
@@ -119,8 +121,8 @@ class TowerConfig(StepConfig):
     pooling: Literal["last", "mean", "cls"] = Field("last", description="Which token states make the embedding")
     query_prompt: str = Field("query: ", description="Put before every query")
     document_prompt: str = Field("document: ", description="Put before every document")
-    max_query_length: int = Field(32, ge=4, le=4096, description="Tokens of a query, prompt and end token included")
-    max_document_length: int = Field(128, ge=4, le=32768, description="Tokens of a document, prompt and end token included")
+    max_query_length: int = Field(32, ge=4, le=LONGEST_TEXT, description="Tokens of a query, prompt and end token included")
+    max_document_length: int = Field(128, ge=4, le=LONGEST_TEXT, description="Tokens of a document, prompt and end token included")
     attention: Literal["causal", "bidirectional"] = Field("causal", description="Whether a token sees the tokens after it")
     matryoshka: tuple[Annotated[int, Field(ge=1)], ...] = Field((), description="Prefixes of the vectors that are trained to work alone, such as [128, 256]")
     dimension: int | None = Field(

@@ -216,7 +216,7 @@ class Training:
         if self.config.merge_last > 1:
             if self.world.main:  # the others have no sums, and only what a checkpoint held of them where they continued one
                 self.towers.load_state({name: total / self._merged for name, total in self._totals.items()})
-            copy_from_main(self.towers.parameters())
+            copy_from_main(p for group in self.optimizer.param_groups for p in group["params"])
 
     def _tell(self, step: int, rate: float) -> None:
         """What a person watches while it trains: loss, learning rate, norm of the first group's gradient before it is cut, pairs/s."""
