@@ -159,7 +159,7 @@ def require_weights(config: RetrainConfig) -> None:
 
 
 def _require_usable(config: RetrainConfig, base: PinnedRelease, dataset: DatasetArtifact) -> None:
-    """Refuse what would only fail once the new teacher is trained: texts that can never be, a long prompt, a student that cannot be made."""
+    """Refuse what would only fail once the new teacher is trained: sources without texts, texts too long, a student that cannot be made."""
     from components.data.dataset import load_dataset
     from components.distillation.student import check_before_towers
     from components.distillation.train import check_sources

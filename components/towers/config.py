@@ -25,8 +25,14 @@ class EndpointConfig(StepConfig):
     timeout: float = Field(60.0, gt=0, le=3600, description="Seconds until a request without an answer counts as failed")
     patience: float = Field(600.0, ge=0, le=86_400, description="Seconds that a request is tried again where the server is busy or silent")
     price: float = Field(0.0, ge=0, le=10_000, description="Price of a million tokens, in whatever currency")
-    max_cost: float | None = Field(None, ge=0, description="Highest cost of a run, in that currency; null: no limit")
-    max_tokens: int | None = Field(None, ge=1, description="Most tokens of a run; null: no limit")
+    max_cost: float | None = Field(
+        None,
+        ge=0,
+        description="Highest cost of a run, in that currency: of its estimate, and of each step as it is counted; null: no limit",
+    )
+    max_tokens: int | None = Field(
+        None, ge=1, description="Most tokens of a run: of its estimate, and of each step as they are counted; null: no limit"
+    )
 
     @field_validator("url")
     @classmethod
@@ -124,7 +130,9 @@ class TowerConfig(StepConfig):
     max_query_length: int = Field(32, ge=4, le=LONGEST_TEXT, description="Tokens of a query, prompt and end token included")
     max_document_length: int = Field(128, ge=4, le=LONGEST_TEXT, description="Tokens of a document, prompt and end token included")
     attention: Literal["causal", "bidirectional"] = Field("causal", description="Whether a token sees the tokens after it")
-    matryoshka: tuple[Annotated[int, Field(ge=1)], ...] = Field((), description="Prefixes of the vectors that are trained to work alone, such as [128, 256]")
+    matryoshka: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (), description="Prefixes of the vectors that are trained to work alone, such as [128, 256]"
+    )
     dimension: int | None = Field(
         None,
         ge=1,

@@ -179,7 +179,9 @@ def test_a_share_of_texts_that_all_stand_in_an_earlier_source_is_refused_before_
     asked = replace(data(), unlabelled=pd.DataFrame({"query_id": ["u0"], "text": ["where is apple"]}))
     with pytest.raises(DataError, match=r"'unlabelled' a share of 0\.5, but there are no such queries \(train: 5, unlabelled: 0"):
         check_sources(asked, config)
-    check_sources(asked, DistillationConfig(noised=1, generated=1, generator="tiny-decoder", source_shares={"noised": 0.5, "generated": 0.5}))
+    check_sources(
+        asked, DistillationConfig(noised=1, generated=1, generator="tiny-decoder", source_shares={"noised": 0.5, "generated": 0.5})
+    )
 
 
 def test_no_noised_copy_reads_as_a_held_out_query() -> None:

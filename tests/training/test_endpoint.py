@@ -169,7 +169,8 @@ def test_the_width_is_asked_once(server: Endpoint) -> None:
 
 
 def test_a_run_ends_at_its_limits(server: Endpoint) -> None:
-    with pytest.raises(ConfigError, match=r"would use about 50 tokens, above towers.endpoint.max_tokens \(30\)"):
+    told = r"would use about 50 tokens, above towers.endpoint.max_tokens \(30\)\. Finished shards are kept: the same command goes on"
+    with pytest.raises(ConfigError, match=told):
         encoder_of(server, max_tokens=30, concurrency=1).encode(TEXTS)
     assert len(server.requests) == 1
     with pytest.raises(ConfigError, match=r"which cost [\d,.]+, above towers.endpoint.max_cost \(0.10\)"):

@@ -382,7 +382,7 @@ def test_a_training_that_has_become_no_numbers_ends_at_once_and_keeps_the_last_w
 
     config = CONFIG.model_copy(update={"checkpoint_every": 1})
     run = Spoilt(TwoTowers(resolve_base("tiny-decoder", documents() + queries()), config), pairs(), config, tmp_path)
-    with pytest.raises(CollapseError, match="train towers, step 3 of 12: the loss is .* and the norm of its gradient nan"):
+    with pytest.raises(CollapseError, match=r"train towers, step 3 of 12: the loss is .* and the norm of its gradient nan"):
         run.to_end()
     kept = torch.load(tmp_path / CHECKPOINT, weights_only=True)
     assert len(kept["losses"]) == 2 and all(bool(weight.isfinite().all()) for weight in kept["towers"].values())

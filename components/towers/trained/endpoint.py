@@ -48,6 +48,11 @@ REFUSED = {401: "refuses the key", 403: "refuses the key", 404: "knows no such a
 PROBE_TOLERANCE = 1e-3  # 1 - cosine; servers that batch requests differ in the fourth digit
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
 CHARACTERS_PER_TOKEN = 4  # where tokens are guessed
+# The settings of an endpoint lie in the tower, whose digest is in the key of what is encoded with it.
+AGAIN = (
+    "Finished shards are kept: the same command goes on from there, later or at once, and counts anew. With other settings in "
+    "towers.endpoint all documents are sent again."
+)
 _SHOWN = 120
 
 
@@ -84,7 +89,7 @@ class EndpointEncoder:
         # Counted before it is sent, so that no limit is passed; corrected by what the server says.
         expected = guessed_tokens(texts)
         with self._lock:
-            require_within(self._endpoint, self.tokens + expected, "This run would use")
+            require_within(self._endpoint, self.tokens + expected, "This run would use", AGAIN)
             self.tokens += expected
         # Servers refuse a text without anything in it.
         body = {"model": self._endpoint.model, "input": [text or " " for text in texts], "encoding_format": "float"}
@@ -153,17 +158,14 @@ def guessed_tokens(texts: Iterable[str]) -> int:
     return sum(1 + len(text) // CHARACTERS_PER_TOKEN for text in texts)
 
 
-def require_within(endpoint: EndpointConfig, tokens: int, said: str) -> None:
-    """Raise ConfigError when `tokens` are above the limits; `said` begins the sentence."""
+def require_within(endpoint: EndpointConfig, tokens: int, said: str, advice: str = "Raise it, or take less data.") -> None:
+    """Raise ConfigError when `tokens` are above the limits; `said` begins the sentence, `advice` ends it."""
     cost = tokens * endpoint.price / 1e6
     if endpoint.max_tokens is not None and tokens > endpoint.max_tokens:
-        raise ConfigError(
-            f"{said} about {tokens:,} tokens, above towers.endpoint.max_tokens ({endpoint.max_tokens:,}). Raise it, or take less data."
-        )
+        raise ConfigError(f"{said} about {tokens:,} tokens, above towers.endpoint.max_tokens ({endpoint.max_tokens:,}). {advice}")
     if endpoint.max_cost is not None and cost > endpoint.max_cost:
         raise ConfigError(
-            f"{said} about {tokens:,} tokens, which cost {cost:,.2f}, above towers.endpoint.max_cost ({endpoint.max_cost:,.2f}). "
-            "Raise it, or take less data."
+            f"{said} about {tokens:,} tokens, which cost {cost:,.2f}, above towers.endpoint.max_cost ({endpoint.max_cost:,.2f}). {advice}"
         )
 
 
@@ -214,7 +216,7 @@ def _asked(endpoint: EndpointConfig, body: Mapping[str, Any], given_up: threadin
         if time.monotonic() + pause > deadline or given_up.wait(pause):
             raise ModelError(
                 f"{_named(endpoint)} does not answer ({reason}) within the {endpoint.patience:g} seconds of towers.endpoint.patience. "
-                "Finished shards are kept: run the same command again later, or raise it."
+                + AGAIN
             )
         wait = min(2 * wait, LONGEST_WAIT)
 
