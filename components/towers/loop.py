@@ -186,7 +186,7 @@ class Training:
         if not self.config.query_prediction_weight:
             return None
         embeddings = self.towers.input_embeddings()
-        if embeddings.shape[1] != self.towers.width:  # as ELECTRA's smaller and OPT's 350M model have them
+        if embeddings.shape[1] != self.towers.width:  # as ALBERT's and ELECTRA's smaller ones are narrower
             raise ModelError(
                 f"towers.query_prediction_weight compares documents with the token embeddings of '{self.config.base_model}', but its "
                 f"vectors have {self.towers.width} numbers and these {embeddings.shape[1]}. Set it to 0, or use another model."
