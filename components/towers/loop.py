@@ -168,6 +168,12 @@ class Training:
         self.query_tokens = towers.tokens(pairs.queries, "query")
         self.document_tokens = towers.tokens(pairs.documents, "document")
         self.plan = BatchPlan(pairs, config, [len(r) for r in self.query_tokens], [len(r) for r in self.document_tokens])
+        if self.plan.kinds_are_too_small and self.world.main:
+            print(
+                f"[train_towers] No value of '{config.batches_by}' (towers.batches_by) has the {config.batch_size} pairs of a batch: "
+                "batches are of any pairs. Lower towers.batch_size, or name a coarser field.",
+                flush=True,
+            )
         self.negatives = HardNegatives(config, folder, self._mine)
         self.prediction = self._query_prediction()
         self.optimizer = torch.optim.AdamW(self._groups(), lr=config.learning_rate, weight_decay=0.0)

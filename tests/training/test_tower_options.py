@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -397,6 +398,15 @@ def test_a_few_queries_are_no_collapse(home: Path, tmp_path: Path) -> None:
         folder.mkdir()
         train_towers(Pairs(queries()[:count], documents(), asked, relevant), config, {}, folder)
         assert read_json(folder / "training_log.json")["spread"]["query"]["effective_rank"] <= count
+
+
+def test_batches_by_a_field_of_single_values_say_that_they_are_of_any_pairs(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = CONFIG.model_copy(update={"batches_by": "author"})
+    for kinds, said in (([str(n) for n in range(64)], True), (["x", "y"] * 32, False)):
+        Training(towers_of(), replace(pairs(), kinds=kinds), config, tmp_path)
+        assert ("No value of 'author' (towers.batches_by) has the 16 pairs of a batch" in capsys.readouterr().out) is said
 
 
 def test_prefixes_are_whole_numbers_above_nothing() -> None:
