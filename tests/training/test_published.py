@@ -99,6 +99,15 @@ def test_a_setting_that_somebody_gave_wins_over_the_models_own(forms: dict[str, 
     assert with_own_settings(config) == config
 
 
+def test_settings_of_a_training_that_is_none_are_told_to_do_nothing(
+    forms: dict[str, Path], tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, changes, said in (("asked", {"steps": 500, "hard_negatives": 2}, True), ("plain", {"steps": 150}, False)):
+        towers_of(as_it_is(forms["bge"], **changes), tmp_path / name)
+        told = "these do nothing: towers.steps 500, towers.hard_negatives 2." in capsys.readouterr().out
+        assert told is said
+
+
 def test_a_prefix_of_the_vectors_is_cut_as_sentence_transformers_cuts_it(forms: dict[str, Path], tmp_path: Path, home: Path) -> None:
     from sentence_transformers import SentenceTransformer
 
