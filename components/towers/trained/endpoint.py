@@ -17,7 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class EndpointEncoder:
     def __init__(self, endpoint: EndpointConfig, contract: EncodingContract, space_id: str, width: int | None = None) -> None:
         """`width`: dimensions of the server's own vectors, where they are known; the contract may keep fewer."""
         self.contract, self.space_id, self.width, self.tokens = contract, space_id, width, 0
-        self._endpoint, self._lock, self._given_up = endpoint, threading.Lock(), threading.Event()
+        self._endpoint, self._lock = endpoint, threading.Lock()
 
     def encode(self, texts: Sequence[str], batch_size: int | None = None, progress: Progress = None) -> NDArray[np.float32]:
         """Unit float32 vectors (len(texts), dimension), in the order of `texts`.
@@ -74,18 +74,19 @@ class EndpointEncoder:
         prompted = [self.contract.prompt + text for text in texts]
         batches = [prompted[start : start + size] for start in range(0, len(prompted), size)]
         found: list[NDArray[np.float32]] = []
+        given_up = threading.Event()  # of this call alone: who asks after a failure is as patient as before
         with ThreadPoolExecutor(self._endpoint.concurrency, "endpoint") as threads, counting(progress, len(texts), "text") as done:
             try:
-                for vectors in threads.map(self._answer, batches):
+                for vectors in threads.map(partial(self._answer, given_up=given_up), batches):
                     found.append(vectors)
                     done(len(vectors))
             except BaseException:
-                self._given_up.set()  # else those that wait for a busy server would go on waiting
+                given_up.set()  # else those that wait for a busy server would go on waiting
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise
         return np.concatenate(found) if found else np.empty((0, self.contract.dimension), np.float32)
 
-    def _answer(self, texts: list[str]) -> NDArray[np.float32]:
+    def _answer(self, texts: list[str], given_up: threading.Event) -> NDArray[np.float32]:
         # Counted before it is sent, so that no limit is passed; corrected by what the server says.
         expected = guessed_tokens(texts)
         with self._lock:
@@ -93,7 +94,7 @@ class EndpointEncoder:
             self.tokens += expected
         # Servers refuse a text without anything in it.
         body = {"model": self._endpoint.model, "input": [text or " " for text in texts], "encoding_format": "float"}
-        raw = _asked(self._endpoint, body, self._given_up)
+        raw = _asked(self._endpoint, body, given_up)
         vectors = _vectors(raw, len(texts), self._endpoint)
         with self._lock:
             self.tokens += _used(raw, expected) - expected
