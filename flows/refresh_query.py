@@ -158,8 +158,19 @@ def require_weights(config: RetrainConfig) -> None:
         )
 
 
+def _require_usable(config: RetrainConfig, base: PinnedRelease, dataset: DatasetArtifact) -> None:
+    """Refuse what would only fail once the new teacher is trained: sources without texts, texts too long, a student that cannot be made."""
+    from components.data.dataset import load_dataset
+    from components.distillation.student import check_before_towers
+    from components.distillation.train import check_sources
+
+    check_sources(load_dataset(dataset.path), config.distillation)
+    check_before_towers(config.distillation, config.towers, int(str(base.index.attributes["dimension"])))
+
+
 def _new_teacher(config: RetrainConfig, recorder: Recorder, base: PinnedRelease, dataset: DatasetArtifact) -> EncoderArtifact:
     """The query tower of a teacher that is trained now, with the map into the space of the release's index."""
+    _require_usable(config, base, dataset)
     query, document = train_both(config, recorder, dataset)
     if query.digest == base.query_tower.digest:
         raise ConfigError(

@@ -36,7 +36,7 @@ class DistillationConfig(StepConfig):
     )
     prune_epochs: int = Field(1, ge=1, le=10_000, description="Passes over the alignment queries after each pruning")
     head: Literal["linear", "two_layer"] = Field("linear", description="The map from the encoder's width to the index's")
-    head_width: int = Field(1024, ge=1, le=65536, description="Width between the two layers of a two_layer head")
+    head_width: int = Field(1024, ge=2, le=65536, description="Width between the two layers of a two_layer head")
     pooling: Literal["mean", "cls", "last"] | None = Field(
         None, description="Token states that stand for a text; null: as the encoder was trained. cls and last spare most of the last layer"
     )

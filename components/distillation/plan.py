@@ -220,7 +220,7 @@ def order_of(epoch: Epoch, sources: Sequence[str], config: DistillationConfig) -
     names = np.array(sources)
     sizes = {str(name): int(size) for name, size in zip(*np.unique(names, return_counts=True), strict=True)}
     counts = texts_per_source(sizes, config.source_shares)
-    return rng.permutation(np.concatenate([_draw(np.flatnonzero(names == name), count, rng) for name, count in counts.items()]))
+    return rng.permutation(np.concatenate([_draw(np.flatnonzero(names == name), count, rng) for name, count in counts.items() if count]))
 
 
 def texts_per_source(sizes: Mapping[str, int], shares: Mapping[Any, float]) -> dict[str, int]:

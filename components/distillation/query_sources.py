@@ -158,8 +158,8 @@ def learnable(dataset: Dataset, config: DistillationConfig, generated: Sequence[
         titles = titles.sample(config.titles, random_state=config.seed)
     same = originals(dataset)
     drawn = {
+        **({TRANSLATED: list(same)} if same else {}),  # before the unlabelled: logs hold the same texts, without their originals
         "unlabelled": dataset.unlabelled["text"].tolist(),
-        **({TRANSLATED: list(same)} if same else {}),
         "titles": titles.tolist(),
         "sentences": document_sentences(dataset.documents["text"].tolist(), config.sentences, config.seed),
         **({"spans": document_spans(dataset.documents["text"].tolist(), config.spans, config.seed)} if config.spans else {}),

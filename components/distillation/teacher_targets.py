@@ -40,10 +40,7 @@ def write_teacher_targets(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    first: dict[str, str] = {}
-    for source, members in sources.items():
-        for text in members:
-            first.setdefault(text, source)
+    first = first_sources(sources)
     texts, origins = [*first, *held_out], [*first.values(), *[HELD_OUT] * len(held_out)]
     same = originals or {}
     asked = [same[text] if origin == TRANSLATED else text for text, origin in zip(texts, origins, strict=True)]
@@ -59,6 +56,15 @@ def write_teacher_targets(
     attributes = {"space_id": teacher.space_id, "dimension": vectors.shape[1], **shares}
     made = seal(folder, "vectors", counts=counts, parents=parents, attributes=attributes)
     return VectorShards.model_validate(made.model_dump())
+
+
+def first_sources(sources: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Each different text with the source that it counts for, which is the first that has it."""
+    first: dict[str, str] = {}
+    for source, members in sources.items():
+        for text in members:
+            first.setdefault(text, source)
+    return first
 
 
 def read_teacher_targets(folder: Path) -> tuple[list[str], NDArray[np.float32]]:

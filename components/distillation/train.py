@@ -52,7 +52,7 @@ from components.distillation.plan import (
 )
 from components.distillation.query_sources import dev_queries, held_out_wordings, mixed_noise, originals, query_sources, relevant
 from components.distillation.student import check_student, load_student, new_student, save_student
-from components.distillation.teacher_targets import read_held_out, read_sources, read_teacher_targets
+from components.distillation.teacher_targets import first_sources, read_held_out, read_sources, read_teacher_targets
 from components.errors import CollapseError, DataError, ModelError
 from components.progress import measured, progress_bar
 from components.text import is_blank
@@ -140,9 +140,10 @@ def check_sources(dataset: Dataset, config: DistillationConfig) -> None:
     """
     if relevant(dataset, "dev").empty:
         raise DataError("The data has no relevant dev judgements; checkpoints cannot be chosen. Add qrels/dev.tsv.")
-    sources = query_sources(dataset, config, ["a query"] if config.generated else [])
-    sources |= {NOISED: ["a query"]} if config.noised else {}
-    texts_per_source({name: len(texts) for name, texts in sources.items()}, config.source_shares)
+    sources = query_sources(dataset, config)
+    found = Counter(first_sources(sources).values())  # as the targets count them: titles that are train queries too are no titles
+    made = {name: 1 for name, wanted in (("generated", config.generated), (NOISED, config.noised)) if wanted}
+    texts_per_source({**{name: found[name] for name in sources}, **made}, config.source_shares)
 
 
 def distillation_data(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from components.settings import LARGEST_SEED, StepConfig
 
+# As long as a published model's own may be (see `trained.published`): what it brings is recorded, and read again by every refresh.
+LONGEST_TEXT = 1_000_000
 WITHOUT_WEIGHTS = ("vectors", "endpoint")  # what `base_model` names where no model is here
 
 
@@ -23,8 +25,14 @@ class EndpointConfig(StepConfig):
     timeout: float = Field(60.0, gt=0, le=3600, description="Seconds until a request without an answer counts as failed")
     patience: float = Field(600.0, ge=0, le=86_400, description="Seconds that a request is tried again where the server is busy or silent")
     price: float = Field(0.0, ge=0, le=10_000, description="Price of a million tokens, in whatever currency")
-    max_cost: float | None = Field(None, ge=0, description="Highest cost of a run, in that currency; null: no limit")
-    max_tokens: int | None = Field(None, ge=1, description="Most tokens of a run; null: no limit")
+    max_cost: float | None = Field(
+        None,
+        ge=0,
+        description="Highest cost of a run, in that currency: of its estimate, and of each step as it is counted; null: no limit",
+    )
+    max_tokens: int | None = Field(
+        None, ge=1, description="Most tokens of a run: of its estimate, and of each step as they are counted; null: no limit"
+    )
 
     @field_validator("url")
     @classmethod
@@ -119,10 +127,12 @@ class TowerConfig(StepConfig):
     pooling: Literal["last", "mean", "cls"] = Field("last", description="Which token states make the embedding")
     query_prompt: str = Field("query: ", description="Put before every query")
     document_prompt: str = Field("document: ", description="Put before every document")
-    max_query_length: int = Field(32, ge=4, le=4096, description="Tokens of a query, prompt and end token included")
-    max_document_length: int = Field(128, ge=4, le=32768, description="Tokens of a document, prompt and end token included")
+    max_query_length: int = Field(32, ge=4, le=LONGEST_TEXT, description="Tokens of a query, prompt and end token included")
+    max_document_length: int = Field(128, ge=4, le=LONGEST_TEXT, description="Tokens of a document, prompt and end token included")
     attention: Literal["causal", "bidirectional"] = Field("causal", description="Whether a token sees the tokens after it")
-    matryoshka: tuple[int, ...] = Field((), description="Prefixes of the vectors that are trained to work alone, such as [128, 256]")
+    matryoshka: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (), description="Prefixes of the vectors that are trained to work alone, such as [128, 256]"
+    )
     dimension: int | None = Field(
         None,
         ge=1,

@@ -33,13 +33,15 @@ class Spread:
 
 
 def measure_spread(vectors: NDArray[np.float32]) -> Spread:
-    """Spread of unit rows (n >= 2, d), not a number where a value of theirs is none.
+    """Spread of unit rows (n, d), not a number where a value of theirs is none; one row alone tells nothing: 0 and 1.
 
     Effective rank: exp of the entropy of the normalised singular values (Roy & Vetterli 2007).
     """
     n = len(vectors)
     if not np.isfinite(vectors).all():
         return Spread(mean_cosine=float("nan"), effective_rank=float("nan"))
+    if n < 2:
+        return Spread(mean_cosine=0.0, effective_rank=1.0)
     total = vectors.sum(0, dtype=np.float64)
     # Rows of unit length to float32 only: equal ones would have a mean cosine of a hair above 1.
     mean_cosine = min(1.0, (float(total @ total) - n) / (n * (n - 1)))

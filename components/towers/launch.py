@@ -92,6 +92,7 @@ def read_pairs(path: Path) -> Pairs:
             relevant={query: frozenset(documents) for query, documents in raw["relevant"]},
             origins=raw["origins"],
             own=dict(raw["own"]),
+            kinds=raw.get("kinds", ()),  # files of before had none
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} does not hold training pairs as write_pairs writes them: {error!r}. Write it again.") from None

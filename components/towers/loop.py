@@ -21,13 +21,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from components.errors import CollapseError, ModelError
 from components.progress import measured, progress_bar
 from components.towers.config import TowerConfig
 from components.towers.device import freed_at_once, give_back_holes
 from components.towers.losses import Judge, QueryPrediction, build, cached_backward, matryoshka_info_nce, matryoshka_listwise
 from components.towers.negatives import HardNegatives, Mined, known_false_negatives, mine, nearest_together
 from components.towers.pairs import BatchPlan, Pairs
-from components.towers.processes import World, collected, current_world, from_main, gather_with_gradient, like, sum_gradients
+from components.towers.processes import (
+    World,
+    collected,
+    copy_from_main,
+    current_world,
+    from_main,
+    gather_with_gradient,
+    is_sharded,
+    like,
+    sum_gradients,
+)
 from components.towers.schedule import warmup_cosine
 from components.towers.tokens import batches_by_tokens, even_length, longest_text
 from components.towers.two_towers import TwoTowers
@@ -157,6 +168,12 @@ class Training:
         self.query_tokens = towers.tokens(pairs.queries, "query")
         self.document_tokens = towers.tokens(pairs.documents, "document")
         self.plan = BatchPlan(pairs, config, [len(r) for r in self.query_tokens], [len(r) for r in self.document_tokens])
+        if self.plan.kinds_are_too_small and self.world.main:
+            print(
+                f"[train_towers] No value of '{config.batches_by}' (towers.batches_by) has the {config.batch_size} pairs of a batch: "
+                "batches are of any pairs. Lower towers.batch_size, or name a coarser field.",
+                flush=True,
+            )
         self.negatives = HardNegatives(config, folder, self._mine)
         self.prediction = self._query_prediction()
         self.optimizer = torch.optim.AdamW(self._groups(), lr=config.learning_rate, weight_decay=0.0)
@@ -174,7 +191,13 @@ class Training:
     def _query_prediction(self) -> QueryPrediction | None:
         if not self.config.query_prediction_weight:
             return None
-        return build(self.towers.input_embeddings(), self.query_tokens, self.towers.tokenizer.all_special_ids)
+        embeddings = self.towers.input_embeddings()
+        if embeddings.shape[1] != self.towers.width:  # as ALBERT's and ELECTRA's smaller ones are narrower
+            raise ModelError(
+                f"towers.query_prediction_weight compares documents with the token embeddings of '{self.config.base_model}', but its "
+                f"vectors have {self.towers.width} numbers and these {embeddings.shape[1]}. Set it to 0, or use another model."
+            )
+        return build(embeddings, self.query_tokens, self.towers.tokenizer.all_special_ids)
 
     def to_end(self) -> None:
         """Run the steps that are left, with a progress bar of loss and pairs per second."""
@@ -197,7 +220,9 @@ class Training:
                     give_back_holes()
 
         if self.config.merge_last > 1:
-            self.towers.load_state({name: total / self._merged for name, total in self._totals.items()})
+            if self.world.main:  # the others have no sums, and only what a checkpoint held of them where they continued one
+                self.towers.load_state({name: total / self._merged for name, total in self._totals.items()})
+            copy_from_main(p for group in self.optimizer.param_groups for p in group["params"])
 
     def _tell(self, step: int, rate: float) -> None:
         """What a person watches while it trains: loss, learning rate, norm of the first group's gradient before it is cut, pairs/s."""
@@ -226,10 +251,21 @@ class Training:
             group["lr"] = peak * factor
         value = self.backward(self.plan.of_step(step), self.negatives.of_step(step))
         # Each group for itself: the size of the auxiliary gradient must not scale that of the towers.
-        self._norms = [torch.nn.utils.clip_grad_norm_(group["params"], 1.0) for group in self.optimizer.param_groups]
+        norms = [torch.nn.utils.clip_grad_norm_(group["params"], 1.0) for group in self.optimizer.param_groups]
+        self._norms = [norm.full_tensor() if is_sharded(norm) else norm for norm in norms]
+        self._require_finite(step, value)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return value
+
+    def _require_finite(self, step: int, loss: float) -> None:
+        """Raise CollapseError where loss or gradient are no numbers: one such step makes all trained weights none, for good."""
+        largest = max(map(float, self._norms), key=lambda norm: norm if np.isfinite(norm) else np.inf)
+        if not (np.isfinite(loss) and np.isfinite(largest)):
+            raise CollapseError(
+                f"{self.label}, step {step + 1} of {self.config.steps}: the loss is {loss:.3g} and the norm of its gradient {largest:.3g}; "
+                "both have to be finite numbers. Lower the learning rate, or set precision to float32."
+            )
 
     def backward(self, batch: Sequence[int], negatives: NDArray[np.int64] | None) -> float:
         """Accumulate the gradient of the loss over the pairs numbered in `batch`, that of all processes; returns the loss."""

@@ -78,6 +78,12 @@ def mine(
         judged = miner.judge(miner.numbers[rows])
         negatives[rows] = _drawn(judged, config.hard_negatives, rng)
         counts += np.bincount(judged.reasons.ravel(), minlength=len(REASONS))
+    if not (negatives >= 0).any():
+        print(
+            f"[train_towers] Of the {miner.depth} nearest documents none may be a negative of any pair: all are relevant or score too near "
+            "their positive. Raise towers.mining_start, towers.mining_depth or towers.positive_share.",
+            flush=True,
+        )
     report = {"round": round, **_settings(config), **_summary(negatives, counts), "examples": _examples(miner, pairs, rng)}
     return Mined(negatives, report)
 
@@ -92,6 +98,7 @@ class _Miner:
         self._queries, self._documents = queries, documents
         self._groups, self._share = pairs.document_groups, config.positive_share
         self._scores, self._nearest = found
+        self.depth = self._nearest.shape[1]
         judged = np.array([(query, document) for query, found in pairs.relevant.items() for document in found], np.int64).reshape(-1, 2)
         self._relevant = np.sort(judged[:, 0] * len(documents) + judged[:, 1])
         query, group = pairs.known_groups

@@ -204,6 +204,15 @@ def _tried(make: Callable[[], Item]) -> tuple[Item | None, ScalingNoteError | No
         return None, error
 
 
+def copy_from_main(tensors: Iterable[Tensor]) -> None:
+    """Give whole tensors the numbers that they have in the main process, in place; all processes have to call it."""
+    if current_world().size > 1:
+        import torch
+
+        for tensor in tensors:
+            torch.distributed.broadcast(tensor.detach(), 0)
+
+
 def wait_for_all() -> None:
     """Return when every process has come here."""
     if current_world().size > 1:
@@ -331,7 +340,7 @@ def failure_of(failed: Any, scratch: Path) -> ScalingNoteError:
 def write_pairs(pairs: Pairs, path: Path) -> None:
     """Write the training pairs as one JSON file."""
     relevant = [[query, sorted(documents)] for query, documents in pairs.relevant.items()]
-    content = {name: list(getattr(pairs, name)) for name in ("queries", "documents", "pairs", "origins")} | {
+    content = {name: list(getattr(pairs, name)) for name in ("queries", "documents", "pairs", "origins", "kinds")} | {
         "relevant": relevant,
         "own": list(pairs.own.items()),
     }

@@ -61,6 +61,7 @@ LOG = "training_log.json"
 COLLAPSE_SAMPLE = 256
 Bases = tuple[BaseModel, BaseModel | None]  # of the towers, and of what judges them
 OF_TEXTS = ("pooling", "query_prompt", "document_prompt")
+OF_TRAINING = ("steps", "learning_rate", "hard_negatives", "query_prediction_weight", "matryoshka", "merge_last")
 JUDGE = "judge"  # the section of its settings, and what lineage calls it
 # What a companion takes of the towers' settings: what concerns data and loss. Its chunks are theirs too, or larger.
 SHARED = (
@@ -210,6 +211,9 @@ def take_as_published(pairs: Pairs, config: TowerConfig, parents: Mapping[str, s
     far the vectors spread is recorded and not judged: the model is what it is.
     """
     config = with_own_settings(config)
+    if idle := [name for name in OF_TRAINING if getattr(config, name) != TowerConfig.model_fields[name].default]:
+        shown = ", ".join(f"towers.{name} {getattr(config, name)!r}" for name in idle)
+        print(f"[train_towers] towers.training is none, so nothing is trained and these do nothing: {shown}.", flush=True)
     base = tower_base(config, [*pairs.documents, *pairs.queries])
     if not config.query_prompt and (others := other_prompts(base)):
         print(
@@ -263,7 +267,9 @@ def _check_collapse(run: Training, config: TowerConfig) -> dict[str, Spread]:
     for role, rows in zip(ROLES, (run.query_tokens, run.document_tokens), strict=True):
         sample = rng.permutation(len(rows))[:COLLAPSE_SAMPLE]
         spreads[role] = measure_spread(run.towers.encode([rows[i] for i in sample], role))
-        refuse_collapse(f"{role} tower", spreads[role], config.max_mean_cosine, config.min_effective_rank)
+        # A few texts, as of a set with three queries, cannot span more directions than there are texts.
+        texts = len({tuple(rows[i]) for i in sample})
+        refuse_collapse(f"{role} tower", spreads[role], config.max_mean_cosine, min(config.min_effective_rank, texts / 2))
     return spreads
 
 

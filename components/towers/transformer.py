@@ -336,6 +336,15 @@ def layer_stack(model: Any, name: str) -> tuple[Any, str]:
     )
 
 
+def keeps_layers(model: Any) -> bool:
+    """Whether the model keeps its layers where `layer_stack` finds them."""
+    try:
+        layer_stack(model, "")
+    except ModelError:
+        return False
+    return True
+
+
 def layer_count(model: Any, name: str) -> int:
     """Number of layers of a loaded model, as its configuration states it where the list of layers is not known (ALBERT, XLNet)."""
     try:

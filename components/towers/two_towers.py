@@ -54,6 +54,7 @@ from components.towers.transformer import (
     cut,
     in_one_format,
     keep_layers,
+    keeps_layers,
     layer_count,
     layer_stack,
     measured_attention,
@@ -465,8 +466,8 @@ class TwoTowers:
 
     def _must_recompute(self, decoder: Any, config: TowerConfig) -> bool:
         """Whether the layers are worked out again in the backward pass: as configured, else where memory asks for it."""
-        if config.activation_checkpointing is not None:
-            return config.activation_checkpointing
+        if config.activation_checkpointing is not None or not keeps_layers(decoder):  # as ALBERT, which is trained in full all the same
+            return bool(config.activation_checkpointing)
         weights = sum(p.numel() * p.element_size() for p in decoder.parameters())
         return self._whole_pass(config) > KEPT_SHARE * max(0, free_bytes(self.device) - (weights if self.device.type == "cuda" else 0))
 

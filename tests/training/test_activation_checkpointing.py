@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 import torch
 
+from components.errors import ModelError
 from components.towers import two_towers as backbone
 from components.towers.base_models import resolve_base
 from components.towers.config import TowerConfig
+from components.towers.loop import Training
 from components.towers.transformer import recompute_layers
 from components.towers.two_towers import TwoTowers
-from tests.training.tiny_world import documents, queries
+from tests.families import ENCODER, Family, bert
+from tests.training.tiny_world import documents, pairs, queries
 from tests.training.two_processes import CONFIG, loss_and_gradient, negatives
 
 
@@ -60,6 +63,18 @@ def test_without_a_setting_the_free_memory_decides(home: Path, monkeypatch: pyte
     for free, expected in ((10**12, False), (10**5, True)):
         monkeypatch.setattr(backbone, "free_bytes", lambda device, free=free: free)
         assert TwoTowers(base, configured()).recomputes is expected
+
+
+def test_a_model_whose_layers_are_not_found_is_trained_in_full_without(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was refused for want of memory, with the advice to set training to full."""
+    Family("albert", bert, "", {"embedding_size": 16}, ENCODER).write([*documents(), *queries()], tmp_path / "model")
+    monkeypatch.setattr(backbone, "free_bytes", lambda device: 10**5)
+    base = resolve_base(str(tmp_path / "model"))
+    config = configured(base_model=base.name, training="full", attention="bidirectional", query_prediction_weight=0.3)
+    towers = TwoTowers(base, config)
+    assert not towers.recomputes
+    with pytest.raises(ModelError, match=r"its vectors have .* numbers and these 16"):  # its token embeddings are narrower, too
+        Training(towers, pairs(), config, tmp_path)
 
 
 def test_encoding_is_left_as_it_is(home: Path) -> None:

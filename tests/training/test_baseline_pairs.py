@@ -130,6 +130,16 @@ def test_a_symmetric_pair_keeps_the_prompts_of_its_roles(home: Path, tmp_path: P
     assert query.tokens(["x"]) == document.tokens(["ask: x"]) != document.tokens(["x"])
 
 
+def test_a_pair_becomes_the_mean_of_its_last_checkpoints_as_towers_do(home: Path, tmp_path: Path) -> None:
+    short = TOWERS.model_copy(update={"steps": 2, "hard_negatives": 0, "checkpoint_every": 1})
+    ends = []
+    for merged in (1, 2):
+        (tmp_path / str(merged)).mkdir()
+        train_symmetric(pairs(), (short.model_copy(update={"merge_last": merged}), SMALL), RATE, {}, tmp_path / str(merged))
+        ends.append(load_student(tmp_path / str(merged), "float32").encode(queries()))
+    assert np.abs(ends[0] - ends[1]).max() > 1e-4
+
+
 def test_cached_gradients_change_nothing(home: Path, tmp_path: Path) -> None:
     for size in (16, 5):
         (tmp_path / str(size)).mkdir()

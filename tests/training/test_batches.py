@@ -110,6 +110,12 @@ def test_one_kind_alone_makes_the_batches_of_none() -> None:
     assert [plain.of_step(step) for step in range(10)] == [named.of_step(step) for step in range(10)]
 
 
+@pytest.mark.parametrize(("kinds", "expected"), [("abcdefgh", True), ("a", False), ("abbbbbbb", False), ("", False)])
+def test_kinds_that_are_all_too_small_for_a_batch_are_known(kinds: str, expected: bool) -> None:
+    named = replace(world(40), kinds=list(kinds) * (40 // len(kinds)) if kinds else ())
+    assert BatchPlan(named, TowerConfig(batch_size=8), [1] * 40, [1] * 40).kinds_are_too_small is expected
+
+
 def test_homogeneous_batches_hold_one_data_set_and_come_in_random_order() -> None:
     origins = ["a"] * 40 + ["b"] * 24
     found = plan(64, origins, batch_size=8, homogeneous_batches=True)

@@ -85,6 +85,12 @@ def test_shares_need_not_add_up_and_leave_nothing_over() -> None:
     assert texts_per_source(sizes, {"train": 0.2, "titles": 0.0}) == {"train": 10}
 
 
+def test_a_share_that_comes_to_less_than_a_text_gives_none() -> None:
+    config = DistillationConfig(epochs=1, source_shares={"train": 1.0, "sentences": 0.001})
+    order = order_of(make_plan(100, 0, config)[0], SOURCES, config)
+    assert Counter(SOURCES[i] for i in order) == {"train": 100}
+
+
 def test_a_share_of_a_source_without_texts_is_refused() -> None:
     with pytest.raises(DataError, match=r"'unlabelled' a share of 0\.5, but there are no such queries \(train: 5, unlabelled: 0\)"):
         texts_per_source({"train": 5, "unlabelled": 0}, {"train": 0.5, "unlabelled": 0.5})

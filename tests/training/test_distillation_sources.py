@@ -166,6 +166,24 @@ def test_a_share_of_translations_needs_some() -> None:
     check_sources(translated(("wo ist brot", "where is bread")), config)
 
 
+def test_an_unlabelled_query_with_a_translation_is_taught_what_it_means(tmp_path: Path) -> None:
+    whole = translated(("honey and bread", "cheese and dates"))
+    write_teacher_targets(WordEncoder(), query_sources(whole, DistillationConfig(titles=0)), {}, tmp_path, (), None, originals(whole))
+    texts, vectors = read_teacher_targets(tmp_path)
+    np.testing.assert_allclose(vectors[texts.index("honey and bread")], WordEncoder().encode(["cheese and dates"])[0], atol=1e-3)
+
+
+def test_a_share_of_texts_that_all_stand_in_an_earlier_source_is_refused_before_training() -> None:
+    config = DistillationConfig(titles=0, source_shares={"unlabelled": 0.5, "train": 0.5})
+    check_sources(data(), config)
+    asked = replace(data(), unlabelled=pd.DataFrame({"query_id": ["u0"], "text": ["where is apple"]}))
+    with pytest.raises(DataError, match=r"'unlabelled' a share of 0\.5, but there are no such queries \(train: 5, unlabelled: 0"):
+        check_sources(asked, config)
+    check_sources(
+        asked, DistillationConfig(noised=1, generated=1, generator="tiny-decoder", source_shares={"noised": 0.5, "generated": 0.5})
+    )
+
+
 def test_no_noised_copy_reads_as_a_held_out_query() -> None:
     held_out, config = "where is honey", DistillationConfig(noised=5)
     for copy in (held_out, held_out.upper() + "?", "", "where is bread"):

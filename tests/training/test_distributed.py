@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -119,6 +120,12 @@ def test_sharded_models_are_stored_whole(found: list[dict[str, Any]], at_home: P
     np.testing.assert_allclose(vectors, found[0]["checkpoint"]["vectors"], atol=1e-5)
 
 
+def test_the_mean_of_the_last_checkpoints_is_that_of_every_process(found: list[dict[str, Any]]) -> None:
+    """The others kept what they had after the last step, and measured half of what tells a collapse with it."""
+    for ours, theirs in zip(found[0]["merged"], found[1]["merged"], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
+
+
 def _same(two: tuple[float, list[torch.Tensor]], loss: float, gradient: list[torch.Tensor]) -> None:
     assert two[0] == pytest.approx(loss, abs=1e-5)
     assert len(two[1]) == len(gradient)
@@ -210,8 +217,9 @@ def test_the_share_of_a_process_knows_where_its_positives_stand() -> None:
 
 
 def test_pairs_survive_their_file_and_other_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_pairs(pairs(), tmp_path / "pairs.json")
-    assert read_pairs(tmp_path / "pairs.json") == pairs()
+    for given in (pairs(), replace(pairs(), origins=["a", "b"] * 32, kinds=["x", "y", "", "z"] * 16, own={3: 5})):
+        write_pairs(given, tmp_path / "pairs.json")
+        assert read_pairs(tmp_path / "pairs.json") == given
     write_json(tmp_path / "other.json", {"queries": []})
     with pytest.raises(DataError, match="does not hold training pairs"):
         read_pairs(tmp_path / "other.json")

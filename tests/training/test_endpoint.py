@@ -63,6 +63,14 @@ def test_a_busy_server_is_asked_again_when_it_says(server: Endpoint) -> None:
     assert len(server.requests) == 5
 
 
+def test_an_encoder_is_as_patient_after_a_failure_as_before(server: Endpoint) -> None:
+    encoder = encoder_of(server, concurrency=1)
+    server.replies = [(400, b"", {}), (503, b"", {})]
+    with pytest.raises(ModelError, match="status 400"):
+        encoder.encode(TEXTS[:4])
+    assert len(encoder.encode(TEXTS[:4])) == 4
+
+
 def test_a_server_that_stays_busy_ends_the_run_within_its_patience(server: Endpoint) -> None:
     server.replies = [(429, b"", {"Retry-After": "86400"})] * 9
     with pytest.raises(ModelError, match=r"does not answer \(status 429\) within the 5 seconds of towers.endpoint.patience"):
@@ -169,7 +177,8 @@ def test_the_width_is_asked_once(server: Endpoint) -> None:
 
 
 def test_a_run_ends_at_its_limits(server: Endpoint) -> None:
-    with pytest.raises(ConfigError, match=r"would use about 50 tokens, above towers.endpoint.max_tokens \(30\)"):
+    told = r"would use about 50 tokens, above towers.endpoint.max_tokens \(30\)\. Finished shards are kept: the same command goes on"
+    with pytest.raises(ConfigError, match=told):
         encoder_of(server, max_tokens=30, concurrency=1).encode(TEXTS)
     assert len(server.requests) == 1
     with pytest.raises(ConfigError, match=r"which cost [\d,.]+, above towers.endpoint.max_cost \(0.10\)"):

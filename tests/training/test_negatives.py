@@ -61,6 +61,12 @@ def test_examples_name_candidate_scores_and_reason(pairs: Pairs) -> None:
     assert {(e["query"], e["positive"], e["positive_score"]) for e in examples} == {("query", "positive", 0.8)}
 
 
+def test_a_mining_that_leaves_nothing_says_so(pairs: Pairs, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mined(pairs, at(*SCORES)).report["drawn"] and not capsys.readouterr().out
+    assert not mined(pairs, at(*SCORES), mining_depth=4).report["drawn"]
+    assert "Of the 4 nearest documents none may be a negative of any pair" in capsys.readouterr().out
+
+
 def test_another_share_and_none(pairs: Pairs) -> None:
     looser = mined(pairs, at(*SCORES), positive_share=0.97, hard_negatives=4)
     assert set(looser.negatives[0].tolist()) == {1, 2, 5, -1}

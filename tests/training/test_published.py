@@ -70,6 +70,16 @@ def test_the_length_that_a_tokenizer_is_told_is_the_longest_and_where_it_pads_is
     assert (config.max_query_length, config.max_document_length, published_length(str(model))) == (20, 20, 20)
 
 
+def test_the_lengths_of_a_model_for_long_texts_are_read_again_from_a_record(forms: dict[str, Path], tmp_path: Path, home: Path) -> None:
+    model = shutil.copytree(forms["qwen3-embedding"], tmp_path / "model")
+    settings = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**settings, "max_position_embeddings": 131_072}))
+    (model / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 65_536}))
+    config = as_it_is(model)
+    assert (config.max_query_length, config.max_document_length) == (65_536, 65_536)
+    assert TowerConfig.model_validate(config.model_dump(mode="json")) == config
+
+
 def test_the_contract_shows_what_the_model_brings(forms: dict[str, Path], tmp_path: Path, home: Path) -> None:
     towers_of(as_it_is(forms["embeddinggemma"]), tmp_path)
     contract, _ = load_contract(tmp_path / "query_tower")
@@ -87,6 +97,15 @@ def test_a_setting_that_somebody_gave_wins_over_the_models_own(forms: dict[str, 
     assert (config.query_prompt, config.document_prompt, config.max_document_length, config.max_query_length) == ("q ", "passage: ", 16, 48)
     assert (config.dimension, config.pooling) == (8, "mean")
     assert with_own_settings(config) == config
+
+
+def test_settings_of_a_training_that_is_none_are_told_to_do_nothing(
+    forms: dict[str, Path], tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, changes, said in (("asked", {"steps": 500, "hard_negatives": 2}, True), ("plain", {"steps": 150}, False)):
+        towers_of(as_it_is(forms["bge"], **changes), tmp_path / name)
+        told = "these do nothing: towers.steps 500, towers.hard_negatives 2." in capsys.readouterr().out
+        assert told is said
 
 
 def test_a_prefix_of_the_vectors_is_cut_as_sentence_transformers_cuts_it(forms: dict[str, Path], tmp_path: Path, home: Path) -> None:

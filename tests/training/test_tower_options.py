@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import pytest
 import torch
 
 from components.artifacts import read_json, verify, write_json
-from components.errors import ArtifactError, ConfigError, ModelError
+from components.errors import ArtifactError, CollapseError, ConfigError, ModelError
 from components.towers.base_models import resolve_base
 from components.towers.config import TowerConfig
 from components.towers.contract import save_contract, space_id_of
 from components.towers.encoder import load_tower
 from components.towers.loop import CHECKPOINT, Training, in_chunks
 from components.towers.negatives import HardNegatives, Mined, round_of_step
+from components.towers.pairs import Pairs
 from components.towers.tokens import pad_batch, tokens_of
 from components.towers.train import train_towers, training_losses
 from components.towers.transformer import check_attention, set_attention
@@ -369,6 +371,54 @@ class _Killed(Training):
         if step == self.stop:
             raise KeyboardInterrupt
         return super()._step(step)
+
+
+def test_a_training_that_has_become_no_numbers_ends_at_once_and_keeps_the_last_weights_that_were_some(home: Path, tmp_path: Path) -> None:
+    class Spoilt(Training):
+        def backward(self, batch: Any, negatives: Any) -> float:
+            value = super().backward(batch, negatives)
+            if len(self.losses) == 2:
+                next(p for p in self.towers.parameters() if p.grad is not None).grad.fill_(float("nan"))
+            return value
+
+    config = CONFIG.model_copy(update={"checkpoint_every": 1})
+    run = Spoilt(TwoTowers(resolve_base("tiny-decoder", documents() + queries()), config), pairs(), config, tmp_path)
+    with pytest.raises(CollapseError, match=r"train towers, step 3 of 12: the loss is .* and the norm of its gradient nan"):
+        run.to_end()
+    kept = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    assert len(kept["losses"]) == 2 and all(bool(weight.isfinite().all()) for weight in kept["towers"].values())
+
+
+def test_a_few_queries_are_no_collapse(home: Path, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"steps": 2, "min_effective_rank": 4.0})
+    for count in (1, 3):  # each is asked for all documents of its share
+        asked = [(n % count, n) for n in range(64)]
+        relevant = {query: frozenset(n for q, n in asked if q == query) for query in range(count)}
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        train_towers(Pairs(queries()[:count], documents(), asked, relevant), config, {}, folder)
+        assert read_json(folder / "training_log.json")["spread"]["query"]["effective_rank"] <= count
+
+
+def test_batches_by_a_field_of_single_values_say_that_they_are_of_any_pairs(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = CONFIG.model_copy(update={"batches_by": "author"})
+    for kinds, said in (([str(n) for n in range(64)], True), (["x", "y"] * 32, False)):
+        Training(towers_of(), replace(pairs(), kinds=kinds), config, tmp_path)
+        assert ("No value of 'author' (towers.batches_by) has the 16 pairs of a batch" in capsys.readouterr().out) is said
+
+
+def test_prefixes_are_whole_numbers_above_nothing() -> None:
+    with pytest.raises(ValueError, match="greater than or equal to 1"):
+        TowerConfig(matryoshka=(0, 16))
+
+
+def test_query_prediction_needs_vectors_as_wide_as_the_token_embeddings(home: Path, tmp_path: Path) -> None:
+    towers, config = towers_of(), CONFIG.model_copy(update={"query_prediction_weight": 0.3})
+    towers.input_embeddings = lambda: torch.zeros(99, 16)  # type: ignore[method-assign]
+    with pytest.raises(ModelError, match="its vectors have 64 numbers and these 16"):
+        Training(towers, pairs(), config, tmp_path)
 
 
 def test_without_merging_nothing_more_is_kept(home: Path, tmp_path: Path) -> None:

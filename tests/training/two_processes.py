@@ -100,6 +100,24 @@ def sharded_checkpoint(folder: Path) -> dict[str, Any]:
     return {"states": states, "vectors": run.towers.encode(run.document_tokens, "document")}
 
 
+def merged(folder: Path) -> list[torch.Tensor]:
+    """The trained weights of this process after a training whose end is the mean of two checkpoints, and that was killed between them."""
+    config = CONFIG.model_copy(update={"merge_last": 2, "steps": 2, "checkpoint_every": 1})
+    base = resolve_base("tiny-decoder", [*documents(), *queries()])
+    run = Training(TwoTowers(base, config), pairs(), config, folder)
+    run.losses.append(run._step(0))
+    run._add_to_mean()
+    run._save()
+    wait_for_all()
+    again = Training(TwoTowers(base, config), pairs(), config, folder)
+    wait_for_all()
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    again.to_end()
+    wait_for_all()
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    return [parameter.detach().clone() for parameter in again.towers.parameters()]
+
+
 def weights_read() -> int:
     """How often this process reads weights from the disk for sharded models."""
     from transformers import AutoModel
@@ -153,6 +171,7 @@ def main(arguments: Sequence[str]) -> None:
     own = pairs()
     other = Pairs([*own.queries[:-1], f"another query {rank}"], own.documents, own.pairs, own.relevant)
     found["checkpoint"] = sharded_checkpoint(folder)
+    found["merged"] = merged(folder)
     found["different_data"] = refusal(other, CONFIG, folder)
     found["odd_batch"] = refusal(own, CONFIG.model_copy(update={"batch_size": 7}), folder)
     torch.save(found, folder / f"found_{rank}.pt")

@@ -318,8 +318,11 @@ class Shape(NamedTuple):
     width: int
 
 
-def check_before_towers(config: DistillationConfig, towers: TowerConfig) -> None:
-    """Refuse a student that cannot be made, before the towers are trained; raises ModelError."""
+def check_before_towers(config: DistillationConfig, towers: TowerConfig, index_dimension: int | None = None) -> None:
+    """Refuse a student that cannot be made, before the towers are trained; raises ModelError.
+
+    `index_dimension`: of an index that stays, in whose space the student is to answer; None for one of these towers' own vectors.
+    """
     teacher, shape = None, None
     if towers.base_model not in WITHOUT_WEIGHTS:
         shape = shape_of(towers.base_model, towers.revision, towers.trust_remote_code)
@@ -343,7 +346,7 @@ def check_before_towers(config: DistillationConfig, towers: TowerConfig) -> None
         student = teacher if config.student == TEACHER else resolve_base(config.student, ["any text"], config.revision)
         assert student is not None
         require_positions(student, config.max_query_length, "distillation.max_query_length")
-    _check(config, width_of(towers), shape)
+    _check(config, width_of(towers) if index_dimension is None else index_dimension, shape)
     if config.student == TEACHER and teacher is not None:
         hollow = model_without_memory(teacher)
         if FORMS[config.form].has_layers:

@@ -17,7 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,11 @@ REFUSED = {401: "refuses the key", 403: "refuses the key", 404: "knows no such a
 PROBE_TOLERANCE = 1e-3  # 1 - cosine; servers that batch requests differ in the fourth digit
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
 CHARACTERS_PER_TOKEN = 4  # where tokens are guessed
+# The settings of an endpoint lie in the tower, whose digest is in the key of what is encoded with it.
+AGAIN = (
+    "Finished shards are kept: the same command goes on from there, later or at once, and counts anew. With other settings in "
+    "towers.endpoint all documents are sent again."
+)
 _SHOWN = 120
 
 
@@ -57,7 +62,7 @@ class EndpointEncoder:
     def __init__(self, endpoint: EndpointConfig, contract: EncodingContract, space_id: str, width: int | None = None) -> None:
         """`width`: dimensions of the server's own vectors, where they are known; the contract may keep fewer."""
         self.contract, self.space_id, self.width, self.tokens = contract, space_id, width, 0
-        self._endpoint, self._lock, self._given_up = endpoint, threading.Lock(), threading.Event()
+        self._endpoint, self._lock = endpoint, threading.Lock()
 
     def encode(self, texts: Sequence[str], batch_size: int | None = None, progress: Progress = None) -> NDArray[np.float32]:
         """Unit float32 vectors (len(texts), dimension), in the order of `texts`.
@@ -69,26 +74,27 @@ class EndpointEncoder:
         prompted = [self.contract.prompt + text for text in texts]
         batches = [prompted[start : start + size] for start in range(0, len(prompted), size)]
         found: list[NDArray[np.float32]] = []
+        given_up = threading.Event()  # of this call alone: who asks after a failure is as patient as before
         with ThreadPoolExecutor(self._endpoint.concurrency, "endpoint") as threads, counting(progress, len(texts), "text") as done:
             try:
-                for vectors in threads.map(self._answer, batches):
+                for vectors in threads.map(partial(self._answer, given_up=given_up), batches):
                     found.append(vectors)
                     done(len(vectors))
             except BaseException:
-                self._given_up.set()  # else those that wait for a busy server would go on waiting
+                given_up.set()  # else those that wait for a busy server would go on waiting
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise
         return np.concatenate(found) if found else np.empty((0, self.contract.dimension), np.float32)
 
-    def _answer(self, texts: list[str]) -> NDArray[np.float32]:
+    def _answer(self, texts: list[str], given_up: threading.Event) -> NDArray[np.float32]:
         # Counted before it is sent, so that no limit is passed; corrected by what the server says.
         expected = guessed_tokens(texts)
         with self._lock:
-            require_within(self._endpoint, self.tokens + expected, "This run would use")
+            require_within(self._endpoint, self.tokens + expected, "This run would use", AGAIN)
             self.tokens += expected
         # Servers refuse a text without anything in it.
         body = {"model": self._endpoint.model, "input": [text or " " for text in texts], "encoding_format": "float"}
-        raw = _asked(self._endpoint, body, self._given_up)
+        raw = _asked(self._endpoint, body, given_up)
         vectors = _vectors(raw, len(texts), self._endpoint)
         with self._lock:
             self.tokens += _used(raw, expected) - expected
@@ -153,17 +159,14 @@ def guessed_tokens(texts: Iterable[str]) -> int:
     return sum(1 + len(text) // CHARACTERS_PER_TOKEN for text in texts)
 
 
-def require_within(endpoint: EndpointConfig, tokens: int, said: str) -> None:
-    """Raise ConfigError when `tokens` are above the limits; `said` begins the sentence."""
+def require_within(endpoint: EndpointConfig, tokens: int, said: str, advice: str = "Raise it, or take less data.") -> None:
+    """Raise ConfigError when `tokens` are above the limits; `said` begins the sentence, `advice` ends it."""
     cost = tokens * endpoint.price / 1e6
     if endpoint.max_tokens is not None and tokens > endpoint.max_tokens:
-        raise ConfigError(
-            f"{said} about {tokens:,} tokens, above towers.endpoint.max_tokens ({endpoint.max_tokens:,}). Raise it, or take less data."
-        )
+        raise ConfigError(f"{said} about {tokens:,} tokens, above towers.endpoint.max_tokens ({endpoint.max_tokens:,}). {advice}")
     if endpoint.max_cost is not None and cost > endpoint.max_cost:
         raise ConfigError(
-            f"{said} about {tokens:,} tokens, which cost {cost:,.2f}, above towers.endpoint.max_cost ({endpoint.max_cost:,.2f}). "
-            "Raise it, or take less data."
+            f"{said} about {tokens:,} tokens, which cost {cost:,.2f}, above towers.endpoint.max_cost ({endpoint.max_cost:,.2f}). {advice}"
         )
 
 
@@ -214,7 +217,7 @@ def _asked(endpoint: EndpointConfig, body: Mapping[str, Any], given_up: threadin
         if time.monotonic() + pause > deadline or given_up.wait(pause):
             raise ModelError(
                 f"{_named(endpoint)} does not answer ({reason}) within the {endpoint.patience:g} seconds of towers.endpoint.patience. "
-                "Finished shards are kept: run the same command again later, or raise it."
+                + AGAIN
             )
         wait = min(2 * wait, LONGEST_WAIT)
 

@@ -15,7 +15,7 @@ from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 
 import flows.refresh_query
-from components.errors import ConfigError
+from components.errors import ConfigError, ModelError
 from components.towers.config import TowerConfig
 from components.tracking.runs import FlowRun
 from flows.adopt import adopted_run, with_vectors_at_home
@@ -289,8 +289,30 @@ def test_what_a_run_of_a_deployment_asks_for_without_effect_is_refused() -> None
 def test_the_teacher_that_a_release_has_is_no_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
     tower = SimpleNamespace(digest="same")
     monkeypatch.setattr(flows.refresh_query, "train_both", lambda *_: (tower, tower))
+    monkeypatch.setattr(flows.refresh_query, "_require_usable", lambda *_: None)
     with pytest.raises(ConfigError, match="the teacher that release/3 has already"):
         flows.refresh_query._new_teacher(None, None, SimpleNamespace(query_tower=tower, title="release/3"), None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, r"'tiny-encoder' is 64 wide, the index 32"),
+        ({"towers.max_document_length": 600}, r"towers\.max_document_length is 600, but .* has positions for 512"),
+        ({"distillation.layers": 3}, r"distillation\.layers is 3, but 'tiny-encoder' has 2 layers"),
+    ],
+)
+def test_what_cannot_follow_a_new_teacher_is_refused_before_it_is_trained(
+    monkeypatch: pytest.MonkeyPatch, home: Path, settings: dict[str, Any], said: str
+) -> None:
+    trained: list[object] = []
+    monkeypatch.setattr(flows.refresh_query, "train_both", lambda *given: trained.append(given))
+    monkeypatch.setattr("components.data.dataset.load_dataset", lambda _: None)
+    monkeypatch.setattr("components.distillation.train.check_sources", lambda *_: None)
+    base = SimpleNamespace(index=SimpleNamespace(attributes={"dimension": 64 if settings else 32}))
+    with pytest.raises(ModelError, match=said):
+        flows.refresh_query._new_teacher(load_config("smoke", None, settings), None, base, SimpleNamespace(path=None))
+    assert not trained
 
 
 def test_a_refresh_keeps_its_releases_settings_without_a_preset() -> None:
