@@ -74,7 +74,7 @@ def refresh_query_tower(
 
     Args:
         name: Name of the retriever
-        release: Release to start from: champion, previous, candidate/N or release/N
+        release: Release to start from: champion, previous, candidate/N or release/N; or adopted, the vectors that were adopted last
         data: Data folder; empty: the one that the release was built from
         preset: Preset that what this refresh may change is taken from, gates apart; none: the release's own settings
         settings: Settings over the release's, as sections or by dotted names

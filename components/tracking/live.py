@@ -246,7 +246,7 @@ class LiveStep:
         except Exception as error:
             self._broken = True
             self.first.clear()  # so that the whole curve is written when the step has ended
-            _log.warning("MLflow does not show how this step goes on: %s", str(error).partition("\n")[0])
+            _log.warning("MLflow does not show how this step goes on: %s", masked(str(error).partition("\n")[0]))
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from urllib.parse import unquote, urlparse
 
 from components import settings
 from components.artifacts import Artifact, digest_of, file_sha256, linked, read_json, require_written, write_json
-from components.errors import ArtifactError, ModelError
+from components.errors import ArtifactError, ModelError, masked
 from components.text import visible
 from components.tracking import embedded, labels
 from components.tracking.live import scratch
@@ -252,10 +252,10 @@ def _is_current(uri: str, folder: Path) -> bool:
         # Also in the words of the library of a cloud; one that is missing here is another matter.
         if not (isinstance(error, MlflowException | OSError) or is_of_a_store(error)):
             raise
-        _log.warning("The artifact store does not list %s (%s); the copy on this machine is used.", uri, error)
+        _log.warning("The artifact store does not list %s (%s); the copy on this machine is used.", masked(uri), masked(str(error)))
         return True
     if not listed:  # perhaps the last copy there is
-        _log.warning("The artifact store holds nothing at %s any more; the copy on this machine is used.", uri)
+        _log.warning("The artifact store holds nothing at %s any more; the copy on this machine is used.", masked(uri))
         return True
     return listed == {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
 

@@ -227,6 +227,16 @@ def test_a_new_teacher_brings_its_own_settings_and_not_those_of_the_one_before()
         towers(QueryRefreshConfig(settings={"towers.steps": 99}))
 
 
+@pytest.mark.parametrize("settings", [{"distillation": 5}, {"towers": []}, {"towers.companion": "a/b"}])
+def test_a_word_in_the_place_of_a_section_is_refused_by_a_refresh_in_words(settings: dict[str, Any]) -> None:
+    """It ended in an unexpected failure."""
+    request = QueryRefreshConfig(new_teacher=True, settings=settings)
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        configured(request, release(load_config("smoke")), request.changeable)
+    nothing = QueryRefreshConfig(new_teacher=True, settings=dict.fromkeys(settings))
+    configured(nothing, release(load_config("smoke")), nothing.changeable)
+
+
 def test_a_refresh_asks_for_another_generator_without_the_commit_of_the_one_before() -> None:
     """The commit of the first one was asked of the second one's repository, which has none of that name."""
     own = {"generated": 5, "generator": "a/first", "generator_revision": "f" * 40, "student": "a/student", "revision": "e" * 40}
