@@ -9,7 +9,7 @@ import functools
 import json
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -125,8 +125,18 @@ class FlowRun:
 
 
 @translated("open a run for the flow")
-def open_flow_run(name: str, flow: str, parameters: Mapping[str, Any], provenance: Provenance, tags: Mapping[str, Any]) -> str:
-    """Open the run of a flow in the experiment `name` and return its id; `tags` become tags."""
+def open_flow_run(
+    name: str,
+    flow: str,
+    parameters: Mapping[str, Any],
+    provenance: Provenance,
+    tags: Mapping[str, Any],
+    begin: Callable[[str], object] = lambda _run_id: None,
+) -> str:
+    """Open the run of a flow in the experiment `name` and return its id; `tags` become tags.
+
+    `begin` is told the id as soon as there is a run: what fails from then on leaves one that somebody has to close.
+    """
     experiment = experiment_id(name)
     everything = {labels.FLOW: flow, **provenance_tags(provenance), **tags}
     run = client().create_run(
@@ -135,6 +145,7 @@ def open_flow_run(name: str, flow: str, parameters: Mapping[str, Any], provenanc
         tags={"mlflow.user": provenance.user, **source_tags(provenance, flow), **labels.prefixed(everything)},
     )
     run_id = str(run.info.run_id)
+    begin(run_id)
     _log_parameters(run_id, labels.flatten(parameters))
     client().log_dict(run_id, provenance.model_dump(), "provenance.json")
     client().log_dict(run_id, dict(parameters), _CONFIG)
