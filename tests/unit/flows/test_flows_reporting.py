@@ -21,6 +21,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from pydantic import ValidationError
 
 import components.promotion.promote as waiting
+import flows.candidate as building
 import flows.reporting
 from components.errors import ConfigError
 from components.gates.decision import GateResult
@@ -35,6 +36,7 @@ from flows.candidate import CandidateResult, verdict_line
 from flows.cli.build import _adopted_text
 from flows.cli.main import main
 from flows.cli.parser import build_parser
+from flows.config import load_config
 from flows.parameters import require_steps
 from flows.refresh_index import RefreshConfig
 from flows.reporting import LOG, logged_lines, run_name, say, tell_approved
@@ -292,6 +294,33 @@ def test_vectors_that_are_adopted_beside_a_release_are_what_the_next_command_sta
     monkeypatch.setattr("flows.adopt._released", lambda name: True)
     found = adopted_run(RefreshConfig(name=options.name, release=options.release))
     assert found is not None and found.run_id == "a1"
+
+
+@pytest.mark.parametrize(("known", "cached"), [(None, False), (None, True), ("candidate/1", False), ("candidate/1", True)])
+def test_people_are_told_of_a_candidate_when_it_is_registered_whatever_was_found_finished(
+    known: str | None, cached: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a server went away in the midst of the registration, the run that registered it found all finished, and told nobody."""
+    told: list[str] = []
+    version = SimpleNamespace(name="shop-candidate", version=2, digest="d")
+    stubs = ("champion_to_compare_with", "_candidate_step", "sign_release", "ensure_model", "load_release", "load_noise", "describe")
+    more = ("evidence_links", "set_description", "candidate_metrics", "evidence_tables", "log_version_metrics", "show_candidate")
+    for name in (*stubs, *more):
+        monkeypatch.setattr(building, name, lambda *_: None)
+    monkeypatch.setattr(building, "with_queries_in_common", lambda _, parts: parts)
+    monkeypatch.setattr(building, "_register_parts", lambda *_: {})
+    decision = SimpleNamespace(verdict="undecided", first_release=True, gates=())
+    monkeypatch.setattr(building, "_decide", lambda *_: SimpleNamespace(decision=decision, outcome=None))
+    monkeypatch.setattr(building, "dossier_of", lambda *_: SimpleNamespace(making=SimpleNamespace(costs=(), sizes={})))
+    monkeypatch.setattr(building, "model_metrics", lambda _: {"candidate": {}})
+    monkeypatch.setattr(building, "find_version", lambda *_: known)
+    monkeypatch.setattr(building, "emit", lambda event, *_, **__: told.append(event))
+    artifact = SimpleNamespace(path=Path("candidate"), digest="d")
+    recorder: Any = SimpleNamespace(run=lambda _: artifact, register=lambda *_: version, all_cached=cached, run_id="r")
+    recorder.log_candidate_page = lambda *_: None
+    parts: Any = SimpleNamespace(evaluation=artifact, dataset=artifact, release_type="full")
+    assert building.register_candidate(load_config("smoke", None, {"name": "shop"}), recorder, parts).version == 2
+    assert told == ([] if known else ["candidate.registered"])
 
 
 def test_telling_prefect_without_a_server_is_one_sentence(
