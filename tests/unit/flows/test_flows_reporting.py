@@ -476,6 +476,26 @@ def test_a_server_of_an_older_version_is_one_sentence(version: str, home: Path, 
         server.server_close()
 
 
+def test_the_page_of_a_server_in_the_place_of_its_api_is_told_as_such(home: Path) -> None:
+    """It answers every question with itself, and was called stopped, or another program."""
+
+    class Page(OtherServer):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"true" if self.path == "/api/health" else b"<!DOCTYPE html>")
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        place = f"http://127.0.0.1:{server.server_address[1]}"
+        with temporary_settings({PREFECT_API_URL: place}), pytest.raises(ServerError, match=rf"Its API lies at {place}/api: name that"):
+            servers.run_flow("flows.promote:promote", "retriever")
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 def test_a_server_that_lets_nobody_in_is_not_taken_for_an_older_one(home: Path) -> None:
     """That of `ui --auth` and of docker/compose.yaml asks for a password, and its version was blamed."""
 
