@@ -79,8 +79,9 @@ def open_base(request: RefreshConfig) -> tuple[PinnedRelease, RetrainConfig]:
     Raises as `open_pinned` and `configured` do, and ConfigError when the policy asks for what will not be measured or reached.
     """
     from components.gates.decide import require_attainable, require_measured
-    from components.release.open import open_pinned
+    from components.release.open import open_pinned, resolve
 
+    resolve(request.name, request.release)  # before a model is made on a server for a name that was misspelt
     require_decidable(request.name)
     base = open_pinned(request.name, request.release)
     config = configured(request, base.manifest, request.changeable)

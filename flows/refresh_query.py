@@ -26,7 +26,7 @@ from components.release.open import PinnedRelease
 from components.towers.config import WITHOUT_WEIGHTS
 from components.tracking.runs import FlowRun
 from flows.adopt import adopted_run
-from flows.candidate import CandidateParts, CandidateResult, register_candidate, verdict_line
+from flows.candidate import CandidateParts, CandidateResult, register_candidate, require_decidable, verdict_line
 from flows.config import RetrainConfig, amend_config
 from flows.parameters import NO_SETTINGS, NOTHING, Name, Preset, ReleaseRef, SettingsForm, require_steps, steps_form
 from flows.recorder import Recorder, recorded_flow
@@ -117,6 +117,7 @@ def refresh_query_tower(
 
 def _first_release(request: RefreshConfig, adopted: FlowRun, again: list[str]) -> CandidateResult:
     """The candidate over documents that `scalingnote adopt` took over: its steps are found finished, the student is new."""
+    require_decidable(request.name)
     config = at_commits(configured(request, adopted, CHANGEABLE))
     with recorded_flow(config.name, "refresh-query-tower", config.model_dump(mode="json"), again) as recorder:
         note = (
