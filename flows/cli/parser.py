@@ -402,10 +402,12 @@ def _run(module: str, function: str, options: argparse.Namespace) -> int | None:
     try:
         command: Command = getattr(import_module(f"flows.cli.{module}"), function)
         return command(options)
-    except ValueError:  # pydantic's, of a setting that Prefect reads as soon as it is imported, which the command itself may do
-        from flows.servers import require_usable_settings
+    except ValueError:
+        # Of a setting that Prefect reads as soon as it is imported, by the command itself perhaps: then it is not there as a whole.
+        if "prefect" in sys.modules and "prefect.main" not in sys.modules:
+            from flows.servers import require_usable_settings
 
-        require_usable_settings()
+            require_usable_settings()
         raise
 
 
