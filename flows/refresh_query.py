@@ -140,8 +140,8 @@ def require_released(request: QueryRefreshConfig) -> None:
     """Raise ConfigError where a new teacher is asked for before adopted vectors have their first query encoder."""
     if request.new_teacher:
         raise ConfigError(
-            f"'{request.name}' has adopted vectors and no release yet. Make its first query encoder (scalingnote refresh-query-tower), "
-            "then give it a new teacher."
+            f"A new teacher follows the query encoder of a release, and the vectors that '{request.name}' adopted have none yet. Make it "
+            "(scalingnote refresh-query-tower --release adopted), then start from its candidate: --new-teacher --release candidate/N."
         )
 
 
