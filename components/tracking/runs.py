@@ -279,17 +279,26 @@ def newest_flow_run(name: str, flow: str) -> FlowRun | None:
 
 
 def _recorded_config(run_id: str, location: str) -> dict[str, Any] | None:
+    stored = local_path(location)
+    try:
+        found = json.loads((stored / _CONFIG).read_bytes() if stored else _downloaded_config(run_id))
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _downloaded_config(run_id: str) -> bytes:
+    """The file in a remote store. Raises FileNotFoundError where that does not list it, and what a store in trouble raises."""
     from mlflow.exceptions import MlflowException
 
-    stored = local_path(location)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            file = stored / _CONFIG if stored else Path(client().download_artifacts(run_id, _CONFIG, folder))
-            found = json.loads(file.read_bytes())
-        except (MlflowException, OSError, ValueError):
+            return Path(client().download_artifacts(run_id, _CONFIG, folder)).read_bytes()
+        except (MlflowException, OSError):
             require_answer()  # a server that is gone does not say that there is none
-            return None
-    return found if isinstance(found, dict) else None
+            if _CONFIG in {entry.path for entry in client().list_artifacts(run_id)}:
+                raise
+    raise FileNotFoundError(_CONFIG)
 
 
 @translated("log a report")
