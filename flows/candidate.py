@@ -22,7 +22,7 @@ from components.evidence.report import write_report_page
 from components.gates.decide import GateDecision, GateInputs, decide
 from components.gates.decision import Findings, GateResult, write_facts
 from components.index.drift import GuardReport
-from components.release.champion import ChampionEvaluation, champion_to_compare_with, override_of, release_model
+from components.release.champion import ChampionEvaluation, candidate_model, champion_to_compare_with, override_of, release_model
 from components.release.completeness import ENCODERS, base_models_of, collect_findings
 from components.release.manifest import (
     DatasetPin,
@@ -398,6 +398,7 @@ def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Candida
     sign_release(candidate.path)  # also one that was found finished: it may have been made without a key, or killed before this line
     # The empty release model has to be there before a reviewer opens the first candidate: the dialog offers existing models only.
     ensure_model(release_model(config.name))
+    known = find_version(candidate_model(config.name), candidate.digest)
     registered = recorder.register("candidate", candidate, versions, parts.dataset.digest)
     dossier = dossier_of(parts, recorder, load_release(candidate.path), baseline, decided.outcome, load_noise(candidate.path))
     text = describe(dossier, evidence_links(registered.name, registered.version))
@@ -425,7 +426,7 @@ def register_candidate(config: RetrainConfig, recorder: Recorder, parts: Candida
         mlflow_run_id=recorder.run_id,
     )
     show_candidate(result, text)
-    if not recorder.all_cached:
+    if known is None:  # also where all was found finished, as after a server that went away in the midst of the registration
         page = f"{mlflow_address()}/{version_link(registered.name, registered.version)}"
         message = f"{verdict_line(result)}. It waits for a reviewer: {page}"
         emit("candidate.registered", config.name, message, candidate=registered.version, verdict=decision.verdict)

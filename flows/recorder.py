@@ -198,31 +198,43 @@ def recorded_flow(name: str, flow: str, parameters: Mapping[str, Any], again: It
     """
     load_signing_key()  # a key that cannot be used is found now, not after a day of training
     provenance = collect_provenance()
-    run_id = open_flow_run(name, flow, parameters, provenance, {"prefect_flow_run_id": flow_run.id or "none"})
     with ExitStack() as marks:
-        mark: Mark | None = None
+        opened: list[str] = []
+        marked: list[Mark] = []
+
+        def begin(run_id: str) -> None:
+            """Whatever ends us from now on, the run is known to the next flow."""
+            opened.append(run_id)
+            marked.append(marks.enter_context(marked_as_running(run_id, {"prefect_flow_run_id": flow_run.id, "store": _store()})))
+
         try:
-            _close_all_left()
+            run_id = open_flow_run(name, flow, parameters, provenance, {"prefect_flow_run_id": flow_run.id or "none"}, begin)
+            _close_all_left(run_id)
             tag_run(("scalingnote", f"retriever:{name}"))
             show_link(f"{name}-mlflow", run_link(run_id), "This run in MLflow")
-            mark = marks.enter_context(marked_as_running(run_id, {"prefect_flow_run_id": flow_run.id, "store": _store()}))
             with logged_lines():
                 yield Recorder(name, parameters, run_id, provenance, again)
         except BaseException as error:
-            status, why = _ended_by(error)
-            _keep(run_id, mark, status, why)
-            with suppress(Exception):  # a store that cannot be written must not hide what went wrong
-                close_flow_run(run_id, status, why)
-                if mark is not None and status == "FAILED":  # else another signal may come before all is closed, in Prefect too
-                    mark.remove()
+            if opened:
+                _close_unfinished(opened[0], marked[0] if marked else None, error)
             raise
-        _keep(run_id, mark, "FINISHED", "")
+        _keep(run_id, marked[0], "FINISHED", "")
         try:
             close_flow_run(run_id, "FINISHED")
-            mark.remove()
+            marked[0].remove()
         except TrackingError as error:  # all that it made is recorded, and whoever reads that this failed would make it again
             said = str(error).partition("\n")[0]
             say(f"All is done and recorded, but MLflow still shows this run as running; the next one closes it. {said}", WARNING)
+
+
+def _close_unfinished(run_id: str, mark: Mark | None, error: BaseException) -> None:
+    """Close the run of a flow that `error` ends; without a mark where a disk was too full for one."""
+    status, why = _ended_by(error)
+    _keep(run_id, mark, status, why)
+    with suppress(Exception):  # a store that cannot be written must not hide what went wrong
+        close_flow_run(run_id, status, why)
+        if mark is not None and status == "FAILED":  # else another signal may come before all is closed, in Prefect too
+            mark.remove()
 
 
 def _keep(run_id: str, mark: Mark | None, status: Status, why: str) -> None:
@@ -249,12 +261,13 @@ def _ended_by(error: BaseException) -> tuple[Status, str]:
     return "KILLED", CANCELLED
 
 
-def _close_all_left() -> None:
-    """Close what other flows have left. One of another team's, which this user may not change, is no reason to stop, and stays for them.
+def _close_all_left(own: str) -> None:
+    """Close what other flows than that of the run `own` have left.
 
-    So does one of another tracking store: it is closed when a flow goes there again.
+    One of another team's, which this user may not change, is no reason to stop, and stays for them. So does one of another tracking store:
+    it is closed when a flow goes there again.
     """
-    for left, about, end, mark in left_behind():
+    for left, about, end, mark in left_behind(own):
         try:
             known = _close_left(left, about.get("prefect_flow_run_id"), end)
             if known or about.get("store") in (None, _store()):

@@ -79,8 +79,9 @@ def open_base(request: RefreshConfig) -> tuple[PinnedRelease, RetrainConfig]:
     Raises as `open_pinned` and `configured` do, and ConfigError when the policy asks for what will not be measured or reached.
     """
     from components.gates.decide import require_attainable, require_measured
-    from components.release.open import open_pinned
+    from components.release.open import open_pinned, resolve
 
+    resolve(request.name, request.release)  # before a model is made on a server for a name that was misspelt
     require_decidable(request.name)
     base = open_pinned(request.name, request.release)
     config = configured(request, base.manifest, request.changeable)
@@ -116,6 +117,7 @@ def _without_former_models(base: Mapping[str, Any], given: Mapping[str, Any]) ->
     taken as it is, where the new one is taken as it is and says that itself.
     """
     found = dict(base)
+    given = {section: fields for section, fields in given.items() if isinstance(fields, Mapping)}  # what is none is refused later
     for model, commit in (("student", "revision"), ("generator", "generator_revision")):
         if model in given.get("distillation", {}):
             found["distillation"] = _without(found["distillation"], (commit,))
@@ -126,7 +128,7 @@ def _without_former_models(base: Mapping[str, Any], given: Mapping[str, Any]) ->
     if other:
         found["towers"] = _without(found["towers"], ("revision", "vectors"))
     for section in ("companion", "judge"):
-        if "base_model" in (towers.get(section) or {}):
+        if isinstance(of_it := towers.get(section), Mapping) and "base_model" in of_it:
             found["towers"] = {**found["towers"], section: _without(found["towers"].get(section) or {}, ("revision",))}
     if {**before, **towers}.get("training") == "none" and "judge" not in towers:  # nothing is left that it could judge
         found["towers"] = _without(found["towers"], ("judge",))

@@ -26,7 +26,7 @@ from components.release.open import PinnedRelease
 from components.towers.config import WITHOUT_WEIGHTS
 from components.tracking.runs import FlowRun
 from flows.adopt import adopted_run
-from flows.candidate import CandidateParts, CandidateResult, register_candidate, verdict_line
+from flows.candidate import CandidateParts, CandidateResult, register_candidate, require_decidable, verdict_line
 from flows.config import RetrainConfig, amend_config
 from flows.parameters import NO_SETTINGS, NOTHING, Name, Preset, ReleaseRef, SettingsForm, require_steps, steps_form
 from flows.recorder import Recorder, recorded_flow
@@ -74,7 +74,7 @@ def refresh_query_tower(
 
     Args:
         name: Name of the retriever
-        release: Release to start from: champion, previous, candidate/N or release/N
+        release: Release to start from: champion, previous, candidate/N or release/N; or adopted, the vectors that were adopted last
         data: Data folder; empty: the one that the release was built from
         preset: Preset that what this refresh may change is taken from, gates apart; none: the release's own settings
         settings: Settings over the release's, as sections or by dotted names
@@ -117,6 +117,7 @@ def refresh_query_tower(
 
 def _first_release(request: RefreshConfig, adopted: FlowRun, again: list[str]) -> CandidateResult:
     """The candidate over documents that `scalingnote adopt` took over: its steps are found finished, the student is new."""
+    require_decidable(request.name)
     config = at_commits(configured(request, adopted, CHANGEABLE))
     with recorded_flow(config.name, "refresh-query-tower", config.model_dump(mode="json"), again) as recorder:
         note = (
@@ -139,8 +140,8 @@ def require_released(request: QueryRefreshConfig) -> None:
     """Raise ConfigError where a new teacher is asked for before adopted vectors have their first query encoder."""
     if request.new_teacher:
         raise ConfigError(
-            f"'{request.name}' has adopted vectors and no release yet. Make its first query encoder (scalingnote refresh-query-tower), "
-            "then give it a new teacher."
+            f"A new teacher follows the query encoder of a release, and the vectors that '{request.name}' adopted have none yet. Make it "
+            "(scalingnote refresh-query-tower --release adopted), then start from its candidate: --new-teacher --release candidate/N."
         )
 
 

@@ -334,9 +334,10 @@ def _require_full(base: PinnedRelease) -> None:
 
 def _build(config: RetrainConfig, base: PinnedRelease, home: Path) -> Rebuilt:
     """Run the whole flow in an empty home, where no step is found finished, and compare with the record."""
+    from flows.reporting import unannounced
     from flows.servers import run_flow
 
-    with _other_home(home):
+    with _other_home(home), unannounced("replay"):
         made = Path(run_flow("flows.retrain:retrain", config=config).folder)
     built = load_release(made)
     equal, first = compare_lineage(base.manifest.lineage, built.lineage, (_roles(base.manifest), _roles(built)))

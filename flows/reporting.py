@@ -20,7 +20,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from components import settings
-from components.errors import ConfigError
+from components.errors import ConfigError, masked
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
@@ -35,6 +35,7 @@ MAX_DATA = 60  # characters of a data folder's name in that of a run
 EVENTS = "scalingnote."
 EVENT_SECONDS = 5.0  # that a command waits for the server to take an event
 cancelled_runs: set[str] = set()  # Prefect's ids of the runs of this process that a person ended
+_unannounced: list[str] = []  # what goes on now that is nobody's to act on
 
 
 def say(line: str, level: int = logging.INFO) -> None:
@@ -300,9 +301,19 @@ def emit(event: str, name: str, message: str, **payload: Any) -> None:
     from prefect.events import emit_event
     from prefect.settings import PREFECT_API_URL
 
-    if PREFECT_API_URL.value():
+    if PREFECT_API_URL.value() and not _unannounced:
         with suppress(Exception):
             emit_event(event=EVENTS + event, resource=_resource(name, message), payload=payload)
+
+
+@contextmanager
+def unannounced(what: str) -> Iterator[None]:
+    """As long as the block works at `what`, such as a replay, no event is emitted: its candidate waits for nobody."""
+    _unannounced.append(what)
+    try:
+        yield
+    finally:
+        _unannounced.remove(what)
 
 
 def tell_approved(name: str) -> bool:
@@ -364,7 +375,7 @@ def shown_if_possible() -> Iterator[None]:
         with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1}):
             yield
     except Exception as error:
-        LOG.warning("Something could not be shown on Prefect's page: %s: %s", type(error).__name__, error)
+        LOG.warning("Something could not be shown on Prefect's page: %s: %s", type(error).__name__, masked(str(error)))
 
 
 # How Prefect runs each of our flows. It is never tried again as a whole, whatever a profile says: a step is, where its failure may pass.

@@ -11,6 +11,7 @@ import io
 import os
 import shutil
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -46,7 +47,7 @@ from components.artifacts import (
     write_json,
 )
 from components.code import Reached, reached_by
-from components.errors import ArtifactError, ConfigError, DataError, ResourceError, ScalingNoteError
+from components.errors import ArtifactError, ConfigError, DataError, ResourceError, ScalingNoteError, masked
 from components.progress import begin_step
 from flows.reporting import say, watched
 from flows.why import STEPS, at_start, keep_begin, keep_end, keep_use, last_use, made_by, named_settings, unused
@@ -224,7 +225,7 @@ def _tried_again(step_task: Any, run: Any, state: State[Any]) -> bool:
     if error is None or not may_pass(error):
         return False
     delay = RETRY_DELAYS[min(run.run_count, len(RETRY_DELAYS)) - 1]
-    say(f"[{step_task.name}] failed ({type(error).__name__}: {error}); it is tried again in {delay} s", WARNING)
+    say(f"[{step_task.name}] failed ({type(error).__name__}: {masked(str(error))}); it is tried again in {delay} s", WARNING)
     return True
 
 
@@ -302,18 +303,31 @@ def remove_unused(days: int, only: str | None = None, dry_run: bool = False) -> 
 
     A flow that needs one of them again makes it again. A file that other folders hold too is free with the last of them.
     """
-    idle, links = unused(days, only), Counter[tuple[int, int]]()
-    freed = {folder: _freed(folder, links) for folder in idle}
-    removed = []
-    for folder, at in idle.items():
-        with folder.with_suffix(".lock").open("a") as handle:
-            if not settings.locked(handle, wait=False) or last_use(folder) != at:  # a flow has taken it meanwhile
-                continue
-            removed.append(Removed(folder.parent.name, folder.name, freed[folder]))
-            if not dry_run:
-                (folder / MANIFEST).unlink(missing_ok=True)  # first: what is killed here leaves no result that looks finished
-                shutil.rmtree(folder)
-    return removed
+    with _removing_alone():
+        idle, links = unused(days, only), Counter[tuple[int, int]]()
+        freed = {folder: _freed(folder, links) for folder in idle}
+        removed = []
+        for folder, at in idle.items():
+            with folder.with_suffix(".lock").open("a") as handle:
+                if not settings.locked(handle, wait=False) or last_use(folder) != at:  # a flow has taken it meanwhile
+                    continue
+                removed.append(Removed(folder.parent.name, folder.name, freed[folder]))
+                if not dry_run:
+                    (folder / MANIFEST).unlink(missing_ok=True)  # first: what is killed here leaves no result that looks finished
+                    shutil.rmtree(folder)
+        return removed
+
+
+@contextmanager
+def _removing_alone() -> Iterator[None]:
+    """Hold the home's lock for removals: schedules of two workers come at the same minute, and would count and remove the same."""
+    path = settings.home() / "locks" / "prune-work.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as handle:
+        if not settings.locked(handle, wait=False):
+            print(f"Waiting: another command is removing results in {settings.work_folder()}.", file=sys.stderr, flush=True)
+            settings.locked(handle)
+        yield
 
 
 def _freed(folder: Path, links: Counter[tuple[int, int]]) -> int:

@@ -208,6 +208,8 @@ def run_flow(flow: str, *arguments: Any, **named: Any) -> Any:
         except (httpx.TransportError, httpx.HTTPStatusError, RuntimeError) as error:
             if (recorder := sys.modules.get("flows.recorder")) is not None:  # not loaded by a flow that records nothing
                 recorder.leave_untold()
+            if given and (below := _api_below(given)):
+                raise ServerError(below) from error
             if given and (isinstance(error, httpx.HTTPStatusError) or str(error).startswith("Found incompatible versions")):
                 raise ServerError(_other_version(given, error)) from error
             if not isinstance(error, httpx.TransportError) and not str(error).startswith("Failed to reach API"):
@@ -247,6 +249,14 @@ def _patience() -> dict[Any, int]:
     from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings
 
     return {} if "max_retries" in get_current_settings().client.model_fields_set else {PREFECT_CLIENT_MAX_RETRIES: RETRIES}
+
+
+def _api_below(api: str) -> str:
+    """A sentence where a server's page was named in the place of its API, and which answers to everything; empty for any other address."""
+    place = without_user(api).rstrip("/")
+    if place.endswith("/api") or not is_healthy(f"{place}/api/health", ANSWER_SECONDS):
+        return ""
+    return f"PREFECT_API_URL names {place}, the page of a Prefect server. Its API lies at {place}/api: name that."
 
 
 def _other_version(api: str, error: Exception) -> str:

@@ -30,6 +30,7 @@ from components.tracking.store import client
 if TYPE_CHECKING:
     from mlflow.entities import Metric
 
+WRITTEN_SECONDS = 60.0  # in which a mark has its words
 _HELD = ".held"  # ends the name of the locked file beside a folder that a process works in
 
 
@@ -68,11 +69,17 @@ def marked_as_running(run_id: str, about: Mapping[str, Any]) -> Iterator[Mark]:
     """
     own = _folder() / f"{run_id}.json"
     own.parent.mkdir(parents=True, exist_ok=True)
-    with own.open("w", encoding="utf-8") as handle:
+    begun = own.with_name(f".{run_id}")
+    with begun.open("w", encoding="utf-8") as handle:
         with suppress(OSError):  # a file system without locks, where no run is ever taken for a killed one
             fcntl.flock(handle, fcntl.LOCK_EX)
-        handle.write(json.dumps(dict(about)))
-        handle.flush()
+        try:
+            handle.write(json.dumps(dict(about)))
+            handle.flush()
+            begun.replace(own)  # whole and locked before anybody finds it
+        except OSError:  # a full disk
+            begun.unlink(missing_ok=True)
+            raise
         yield Mark(own, handle)
 
 
@@ -83,13 +90,21 @@ def leave_mark(run_id: str, about: Mapping[str, Any], end: End) -> None:
         (_folder() / f"{run_id}.json").write_text(f"{json.dumps(dict(about))}\n{json.dumps(end._asdict())}", encoding="utf-8")
 
 
-def left_behind() -> Iterator[tuple[str, dict[str, Any], End, Mark]]:
-    """The runs that have no process any more, with what was kept, and the mark, which whoever has closed the run removes."""
-    for path in _folder().glob("*.json"):
+def left_behind(but: str = "") -> Iterator[tuple[str, dict[str, Any], End, Mark]]:
+    """The runs that have no process any more, with what was kept, and the mark, which whoever has closed the run removes.
+
+    `but`: the run of the flow that asks.
+    """
+    for path in (path for path in _folder().glob("*.json") if path.stem != but):
         with suppress(OSError), path.open("r+", encoding="utf-8") as handle:  # NFS locks only what may be written
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if text := handle.read():  # else its process is about to take the lock
+            if _is_left(handle, text := handle.read()):
                 yield path.stem, _line(text.partition("\n")[0]), _end(text), Mark(path, handle)
+
+
+def _is_left(mark: TextIO, text: str) -> bool:
+    """Whether a mark that nobody holds was left. One without a word may be written just now; an old one a full disk has kept empty."""
+    return bool(text) or time.time() - os.fstat(mark.fileno()).st_mtime > WRITTEN_SECONDS
 
 
 def _line(text: str) -> dict[str, Any]:
@@ -114,7 +129,7 @@ def end_of(run_id: str) -> End | None:
     """How the run `run_id` ended, which its record calls running; None while a process holds its mark, and where there is none."""
     with suppress(OSError), (_folder() / f"{run_id}.json").open(encoding="utf-8") as handle:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return _end(text) if (text := handle.read()) else None
+        return _end(text) if _is_left(handle, text := handle.read()) else None
     return None
 
 
@@ -246,7 +261,7 @@ class LiveStep:
         except Exception as error:
             self._broken = True
             self.first.clear()  # so that the whole curve is written when the step has ended
-            _log.warning("MLflow does not show how this step goes on: %s", str(error).partition("\n")[0])
+            _log.warning("MLflow does not show how this step goes on: %s", masked(str(error).partition("\n")[0]))
 
 
 @contextmanager

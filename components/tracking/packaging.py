@@ -18,8 +18,8 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,7 +27,7 @@ from urllib.parse import unquote, urlparse
 
 from components import settings
 from components.artifacts import Artifact, digest_of, file_sha256, linked, read_json, require_written, write_json
-from components.errors import ArtifactError, ModelError
+from components.errors import ArtifactError, ModelError, masked
 from components.text import visible
 from components.tracking import embedded, labels
 from components.tracking.live import scratch
@@ -252,10 +252,10 @@ def _is_current(uri: str, folder: Path) -> bool:
         # Also in the words of the library of a cloud; one that is missing here is another matter.
         if not (isinstance(error, MlflowException | OSError) or is_of_a_store(error)):
             raise
-        _log.warning("The artifact store does not list %s (%s); the copy on this machine is used.", uri, error)
+        _log.warning("The artifact store does not list %s (%s); the copy on this machine is used.", masked(uri), masked(str(error)))
         return True
     if not listed:  # perhaps the last copy there is
-        _log.warning("The artifact store holds nothing at %s any more; the copy on this machine is used.", uri)
+        _log.warning("The artifact store holds nothing at %s any more; the copy on this machine is used.", masked(uri))
         return True
     return listed == {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
 
@@ -341,11 +341,10 @@ def log_model(
     model = client().create_logged_model(
         experiment, name=name, source_run_id=run_id, tags=_model_tags(artifact), params=dict(params or {}), model_type=artifact.kind
     )
-    model_id = str(model.model_id)
-    with scratch(settings.work_folder() / "staging", "model-") as staging:
+    model_id, store = str(model.model_id), local_path(str(model.artifact_location))
+    with scratch(settings.work_folder() / "staging", "model-") as staging, _whole_or_gone(store):
         saved = staging / "model"
         package = _save(artifact, model, run_id, saved)
-        store = local_path(str(model.artifact_location))
         if store is not None and former is not None:
             _share(saved / SEALED_PATH, store / SEALED_PATH, former)
         client().log_model_artifacts(model_id, str(saved))
@@ -354,6 +353,19 @@ def log_model(
     client().finalize_logged_model(model_id, "READY")
     client().log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
     return Logged(model_id, package)
+
+
+@contextmanager
+def _whole_or_gone(store: Path | None) -> Iterator[None]:
+    """Remove what a block that fails has put into the folder of a local store: the next attempt writes into one of its own, so a disk that
+    became full here would stay so.
+    """
+    try:
+        yield
+    except BaseException:
+        if store is not None:
+            shutil.rmtree(store, ignore_errors=True)
+        raise
 
 
 def _model_tags(artifact: Artifact) -> dict[str, str]:

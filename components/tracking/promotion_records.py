@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from typing import Any
 from components.artifacts import digest_of, file_sha256, read_bounded
 from components.errors import ArtifactError, PromotionError, ScalingNoteError
 from components.text import whole_number
-from components.tracking import embedded, labels, registry
+from components.tracking import embedded, labels, registry, store
 from components.tracking.packaging import local_path
 from components.tracking.provenance import claimed_user
 from components.tracking.store import ABOUT_CHAIN, client, create_experiment, error_code, experiment_id, require_answer, translated
@@ -418,15 +419,14 @@ def parse_record(content: bytes, title: str) -> dict[str, Any]:
 
 
 def _read_remote(run_id: str) -> bytes:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         try:
             return read_bounded(Path(client().download_artifacts(run_id, RECORD_FILE, folder)), MOST_BYTES)
-        except (ScalingNoteError, OSError):
-            raise
-        except Exception as error:  # whatever a library says of a location that somebody wrote there; but a server that is gone is none
+        except Exception as error:  # whatever a library says of a location that somebody wrote there; but a server in trouble is none
+            if isinstance(error, ScalingNoteError) or (isinstance(error, OSError) and not store.is_of_a_store(error)):
+                raise
             require_answer()
+            client().get_run(run_id)
             raise ArtifactError(str(error)) from None
 
 

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict
 
 from components import settings
 from components.artifacts import Artifact
+from components.errors import masked
 from components.tracking import embedded, labels, packaging
 from components.tracking.packaging import COPY, are_lost
 from components.tracking.packaging import artifact_folder as artifact_folder
@@ -306,7 +307,7 @@ def log_version_metrics(version: RegisteredVersion, metrics: Mapping[str, float]
         for start in range(0, len(entries), _METRICS):
             client().log_batch(found.source_run_id, metrics=entries[start : start + _METRICS])
     except MlflowException as error:  # somebody has deleted the run that made it
-        said = str(error).partition("\n")[0]
+        said = masked(str(error).partition("\n")[0])
         _log.warning("MLflow cannot compare %s/%s by what was measured now: %s", version.name, version.version, said)
     for key in {entry.key for entry in entries} & _HEADLINE:
         set_version_tag(version.name, version.version, f"metric.{key}", f"{wanted[key]:.4f}")

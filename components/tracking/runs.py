@@ -9,7 +9,7 @@ import functools
 import json
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -125,8 +125,18 @@ class FlowRun:
 
 
 @translated("open a run for the flow")
-def open_flow_run(name: str, flow: str, parameters: Mapping[str, Any], provenance: Provenance, tags: Mapping[str, Any]) -> str:
-    """Open the run of a flow in the experiment `name` and return its id; `tags` become tags."""
+def open_flow_run(
+    name: str,
+    flow: str,
+    parameters: Mapping[str, Any],
+    provenance: Provenance,
+    tags: Mapping[str, Any],
+    begin: Callable[[str], object] = lambda _run_id: None,
+) -> str:
+    """Open the run of a flow in the experiment `name` and return its id; `tags` become tags.
+
+    `begin` is told the id as soon as there is a run: what fails from then on leaves one that somebody has to close.
+    """
     experiment = experiment_id(name)
     everything = {labels.FLOW: flow, **provenance_tags(provenance), **tags}
     run = client().create_run(
@@ -135,6 +145,7 @@ def open_flow_run(name: str, flow: str, parameters: Mapping[str, Any], provenanc
         tags={"mlflow.user": provenance.user, **source_tags(provenance, flow), **labels.prefixed(everything)},
     )
     run_id = str(run.info.run_id)
+    begin(run_id)
     _log_parameters(run_id, labels.flatten(parameters))
     client().log_dict(run_id, provenance.model_dump(), "provenance.json")
     client().log_dict(run_id, dict(parameters), _CONFIG)
@@ -268,17 +279,26 @@ def newest_flow_run(name: str, flow: str) -> FlowRun | None:
 
 
 def _recorded_config(run_id: str, location: str) -> dict[str, Any] | None:
+    stored = local_path(location)
+    try:
+        found = json.loads((stored / _CONFIG).read_bytes() if stored else _downloaded_config(run_id))
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _downloaded_config(run_id: str) -> bytes:
+    """The file in a remote store. Raises FileNotFoundError where that does not list it, and what a store in trouble raises."""
     from mlflow.exceptions import MlflowException
 
-    stored = local_path(location)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            file = stored / _CONFIG if stored else Path(client().download_artifacts(run_id, _CONFIG, folder))
-            found = json.loads(file.read_bytes())
-        except (MlflowException, OSError, ValueError):
+            return Path(client().download_artifacts(run_id, _CONFIG, folder)).read_bytes()
+        except (MlflowException, OSError):
             require_answer()  # a server that is gone does not say that there is none
-            return None
-    return found if isinstance(found, dict) else None
+            if _CONFIG in {entry.path for entry in client().list_artifacts(run_id)}:
+                raise
+    raise FileNotFoundError(_CONFIG)
 
 
 @translated("log a report")

@@ -71,9 +71,9 @@ def translated(action: str) -> Iterator[None]:
             f"MLFLOW_TRACKING_URI names {place}, which needs the package {driver}: pip install {_DRIVERS[driver]}, or name the driver that "
             "you have, as in postgresql+psycopg://."
         ) from None
-    except OSError as error:
-        raise TrackingError(f"Could not {action}: {error}. Check free space and access rights, then run the command again.") from error
     except Exception as error:
+        if isinstance(error, OSError) and not is_of_a_store(error):  # what a server answered has that form too
+            raise TrackingError(f"Could not {action}: {error}. Check free space and access rights, then run the command again.") from error
         if not is_of_a_store(error):
             raise
         reason = str(error).strip().partition("\n")[0]

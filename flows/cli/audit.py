@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.errors import ConfigError
 from components.text import as_json, one_line, visible
-from flows.cli.output import only_result_on_stdout, require_file, retriever_name, show, writing
+from flows.cli.output import json_here, only_result_on_stdout, require_file, retriever_name, show, writing
 
 if TYPE_CHECKING:
     from components.lineage.graph import Trace
@@ -37,7 +37,7 @@ def trace(options: argparse.Namespace) -> None:
         require_file(options.output)
         if not options.output.absolute().parent.is_dir():
             raise ConfigError(f"--output {options.output} lies in a folder that does not exist. Give a file in a folder that is there.")
-    content = _written(_traced(options), form)
+    content = _written(_traced(options), form, as_json if options.output else json_here)
     if options.output is None:
         print(content if form == "html" else visible(content))
         return
@@ -73,14 +73,14 @@ def _traced(options: argparse.Namespace) -> Trace:
     return follow(retriever_name(options), options.ref, options.release)
 
 
-def _written(found: Trace, form: str) -> str:
+def _written(found: Trace, form: str, as_text: Callable[[Any, int], str]) -> str:
     if form == "text":
         return found.text()
     if form == "html":
         from components.lineage.page import html_of
 
         return html_of(found)
-    return as_json(_values(found, form), indent=2)
+    return as_text(_values(found, form), 2)
 
 
 def _values(found: Trace, form: str) -> Any:

@@ -93,11 +93,13 @@ def _adopted(options: argparse.Namespace, config: RetrainConfig) -> dict[str, An
 
 
 def _adopted_text(result: dict[str, Any]) -> str:
+    from flows.adopt import ADOPTED
+
     name, queries = name_option(result["name"]), result["queries"]
     return (
         f"{result['documents']:,} vectors of documents in {result['dimension']} dimensions are now {result['index']}; "
         f"{f'{queries:,} queries have vectors too' if queries else 'no query has one: those of the documents stand in'}.\n"
-        f"Next, a query encoder for them:\n  scalingnote refresh-query-tower{name}"
+        f"Next, a query encoder for them:\n  scalingnote refresh-query-tower{name} --release {ADOPTED}"
     )
 
 

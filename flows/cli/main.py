@@ -17,11 +17,11 @@ from typing import Any
 
 from components import settings
 from components.errors import ConfigError, ResourceError, ScalingNoteError, masked
-from components.text import as_json, visible
+from components.text import visible
 from components.tracking.embedded import require_named_store
 from components.tracking.sign_in import sign_in
 from flows.cli import ENDINGS, Ended, start
-from flows.cli.output import OutputClosed, OutputError, drop_output, lacking, require_addresses
+from flows.cli.output import OutputClosed, OutputError, drop_output, json_here, lacking, require_addresses
 from flows.cli.parser import build_parser
 
 # Commands that change something go through a running `scalingnote ui --auth`, as an account with this role. A rotation does not: it must
@@ -120,7 +120,7 @@ def _fail(options: argparse.Namespace, message: str, status: int) -> int:
     message = masked(message)  # a library's error too may name an address
     if getattr(options, "json", False):
         try:
-            print(as_json({"error": message, "exit_status": status}))
+            print(json_here({"error": message, "exit_status": status}))
         except (OutputClosed, OutputError):  # as of a terminal that was closed
             drop_output()
     print(f"scalingnote: {visible(message)}", file=sys.stderr)

@@ -8,8 +8,7 @@ from collections import Counter
 from dataclasses import asdict
 
 from components import settings
-from components.text import as_json
-from flows.cli.output import only_result_on_stdout, retriever_name, show
+from flows.cli.output import json_here, only_result_on_stdout, retriever_name, show
 
 
 def status(options: argparse.Namespace) -> int:
@@ -51,7 +50,7 @@ def ui(options: argparse.Namespace) -> None:
 
     def ready(addresses: dict[str, str]) -> None:
         if options.json:
-            print(as_json(addresses), file=out, flush=True)
+            print(json_here(addresses), file=out, flush=True)
 
     with only_result_on_stdout(options):
         serve(options.mlflow_port, options.prefect_port, options.auth, ready)

@@ -118,12 +118,14 @@ def name_option(name: str) -> str:
 
 
 def show(options: argparse.Namespace, value: Any, text: str) -> None:
-    """Print `text`, or `value` as JSON; what came from outside cannot command the terminal. Colours of ours are put on by `coloured`.
+    """Print `text`, or `value` as JSON; what came from outside cannot command the terminal. Colours of ours are put on by `coloured`."""
+    print(json_here(value, 2) if options.json else coloured(visible(text)))
 
-    JSON loses no letter where the output cannot show all of them.
-    """
+
+def json_here(value: Any, indent: int | None = None) -> str:
+    """JSON for this output, which loses no letter where that cannot show all of them."""
     letters = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "") == "utf8"
-    print(as_json(value, 2, letters) if options.json else coloured(visible(text)))
+    return as_json(value, indent, letters)
 
 
 def coloured(text: str) -> str:

@@ -185,7 +185,7 @@ def _add_refreshing(commands: Any) -> None:
         "is encoded for that, and the index stays",
     )
     for parser, example in ((index, "policy.margin=0.02"), (query, "distillation.epochs=4")):
-        _release_option(parser)
+        _release_option(parser, ", or adopted: the vectors that adopt took over last" if parser is query else "")
         _policy_option(parser)
         _again_option(parser)
         parser.add_argument("--preset", type=_given, metavar="NAME", help="take what the refresh may change from this preset, gates apart")
@@ -382,10 +382,9 @@ def _command(commands: Any, name: str, target: str, text: str) -> argparse.Argum
     return parser
 
 
-def _release_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--release", type=_given, default="champion", metavar="REF", help="champion (default), previous, candidate/N or release/N"
-    )
+def _release_option(parser: argparse.ArgumentParser, more: str = "") -> None:
+    about = f"champion (default), previous, candidate/N or release/N{more}"
+    parser.add_argument("--release", type=_given, default="champion", metavar="REF", help=about)
 
 
 class _Version(argparse.Action):
@@ -402,12 +401,14 @@ def _run(module: str, function: str, options: argparse.Namespace) -> int | None:
     """Import the command when it is asked for, so that no other command waits for what it imports."""
     try:
         command: Command = getattr(import_module(f"flows.cli.{module}"), function)
-    except ValueError:  # pydantic's, of a setting that Prefect reads as soon as it is imported
-        from flows.servers import require_usable_settings
+        return command(options)
+    except ValueError:
+        # Of a setting that Prefect reads as soon as it is imported, by the command itself perhaps: then it is not there as a whole.
+        if "prefect" in sys.modules and "prefect.main" not in sys.modules:
+            from flows.servers import require_usable_settings
 
-        require_usable_settings()
+            require_usable_settings()
         raise
-    return command(options)
 
 
 def _given(text: str) -> str:

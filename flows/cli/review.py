@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from components.errors import ConfigError
-from components.text import as_json, one_line, visible
-from flows.cli.output import name_option, only_result_on_stdout, require_space, retriever_name, show
+from components.errors import ConfigError, ScalingNoteError
+from components.text import one_line, visible
+from flows.cli.output import json_here, name_option, only_result_on_stdout, require_space, retriever_name, show
 
 if TYPE_CHECKING:
     from flows.webhook import Watch
@@ -23,6 +23,11 @@ def approve(options: argparse.Namespace) -> None:
     from components.release.champion import expected_aliases
     from components.tracking.promotion_records import read_records
 
+    told = bool(os.environ.get("PREFECT_API_URL"))  # a team's server, whose automations promote
+    if told:
+        from flows.servers import require_usable_settings
+
+        require_usable_settings()  # said before anything is approved
     approval = approve_candidate(retriever_name(options), options.candidate, options.person, options.override)
     state = "approved" if approval.created else "was approved before"
     proof = "unauthenticated" if approval.authentication == "none" else f"{approval.role}, signed in"
@@ -32,13 +37,12 @@ def approve(options: argparse.Namespace) -> None:
     if not approval.created and expected_aliases(read_records(approval.name)).champion == approval.release_version:
         following = "It is champion already."
     show(options, asdict(approval), f"{one_line(text)}\n{following}")
-    if os.environ.get("PREFECT_API_URL"):  # a team's server, whose automations promote
+    if told:
         from flows.reporting import tell_approved
-        from flows.servers import ServerError
 
         try:
             tell_approved(approval.name)
-        except ServerError as error:
+        except ScalingNoteError as error:  # as of a tracking server that has just gone: what was approved is approved
             print(f"scalingnote: {visible(str(error))}", file=sys.stderr)
 
 
@@ -135,7 +139,7 @@ def _watch(options: argparse.Namespace) -> Watch:
 
     def tell(change: dict[str, Any]) -> None:
         text = f"{change['status']}: {change['message']}{_warnings(change['warnings'])}"
-        print(as_json(change) if options.json else visible(text), file=out, flush=True)
+        print(json_here(change) if options.json else visible(text), file=out, flush=True)
 
     return Watch(retriever_name(options), options.watch, tell)
 

@@ -106,6 +106,7 @@ def test_settings_of_prefect_in_the_current_folder_are_named(
         (["promote"], {"PREFECT_HOME": "/etc/passwd"}, "PREFECT_HOME: the folder '/etc/passwd' cannot be made"),
         (["ui"], {"PREFECT_API_REQUEST_TIMEOUT": "soon"}, "Prefect's settings cannot be read"),
         (["demo"], {"PREFECT_API_REQUEST_TIMEOUT": "soon"}, "Prefect's settings cannot be read"),
+        (["prune-work"], {"PREFECT_API_REQUEST_TIMEOUT": "soon"}, "Prefect's settings cannot be read"),
     ],
 )
 def test_variables_of_prefect_that_cannot_be_used_are_named(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import math
 import os
 import signal
 import subprocess
@@ -20,8 +22,8 @@ import pytest
 from prefect.exceptions import TerminationSignal
 from prefect.utilities.engine import capture_sigterm, is_prefect_sigterm_handler_installed
 
-from components.tracking import runs
-from components.tracking.live import KILLED, End, end_of
+from components.tracking import live, runs
+from components.tracking.live import KILLED, End, end_of, first_started
 from components.tracking.provenance import collect_provenance
 from components.tracking.runs import CANCELLED, last_flow_run, newest_flow_run, open_flow_run, open_step
 from components.tracking.store import TrackingError, client
@@ -124,6 +126,51 @@ def test_a_mark_that_was_torn_still_names_the_run_that_it_is_of(left: str, home:
     with recorded_flow("retriever", "retrain", {}):
         assert status(run_id) == "KILLED"
     assert not mark.exists()
+
+
+def test_an_old_mark_without_a_word_is_that_of_a_killed_run_and_keeps_no_result_from_being_removed(home: Path) -> None:
+    """A disk that was full at a flow's start left one: its run stayed open, and prune-work removed nothing any more."""
+    run_id = open_flow_run("retriever", "retrain", {}, collect_provenance(), {})
+    mark = home / "work" / "running" / f"{run_id}.json"
+    mark.parent.mkdir(parents=True)
+    mark.touch()
+    assert end_of(run_id) is None, "its process may be about to write"
+    os.utime(mark, (past := time.time() - 86_400, past))
+    assert end_of(run_id) == KILLED and first_started() == math.inf
+    with recorded_flow("retriever", "retrain", {}):
+        assert status(run_id) == "KILLED"
+    assert not mark.exists()
+
+
+def test_a_mark_that_a_full_disk_does_not_take_is_none(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(live.json, "dumps", full)
+    with pytest.raises(OSError, match="No space left"), live.marked_as_running("1" * 32, {}):
+        pytest.fail("it was marked")
+    assert not list((home / "work" / "running").iterdir())
+
+
+@pytest.mark.parametrize("where", ["log_dict", "get_run"])
+def test_a_run_whose_server_goes_away_at_its_start_is_closed_by_the_next_flow(
+    where: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing knew of it before its first step, so that it was shown as running for ever."""
+
+    def gone(*_: object, **__: object) -> None:
+        raise TrackingError("the server is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client(), where, gone)
+        patch.setattr(client(), "set_terminated", gone)
+        with pytest.raises(TrackingError, match="the server is gone"), recorded_flow("retriever", "retrain", {}):
+            pytest.fail("it began")
+    (run,) = client().search_runs([client().get_experiment_by_name("retriever").experiment_id])
+    assert status(run.info.run_id) == "RUNNING"
+    with recorded_flow("retriever", "retrain", {}):
+        assert status(run.info.run_id) == "FAILED"
+    assert not list((home / "work" / "running").iterdir())
 
 
 def test_a_flow_that_fails_leaves_no_mark(home: Path) -> None:

@@ -15,7 +15,7 @@ from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 
 import flows.refresh_query
-from components.errors import ConfigError, ModelError
+from components.errors import ConfigError, ModelError, PromotionError
 from components.towers.config import TowerConfig
 from components.tracking.runs import FlowRun
 from flows.adopt import adopted_run, with_vectors_at_home
@@ -23,9 +23,9 @@ from flows.config import RetrainConfig, field_paths, load_config, preset_names
 from flows.parameters import Preset, requested_config
 from flows.promote import promote
 from flows.refresh_index import CHANGEABLE as INDEX_CHANGEABLE
-from flows.refresh_index import RefreshConfig, configured, refresh_index, requested_refresh
+from flows.refresh_index import RefreshConfig, configured, open_base, refresh_index, requested_refresh
 from flows.refresh_query import CHANGEABLE as QUERY_CHANGEABLE
-from flows.refresh_query import QueryRefreshConfig, refresh_query_tower
+from flows.refresh_query import QueryRefreshConfig, _first_release, refresh_query_tower
 from flows.retrain import retrain, train
 from flows.why import STEPS
 
@@ -225,6 +225,41 @@ def test_a_new_teacher_brings_its_own_settings_and_not_those_of_the_one_before()
     assert longer == base.towers.model_copy(update={"steps": 99})
     with pytest.raises(ConfigError, match=r"towers\.steps belongs to what the release keeps"):
         towers(QueryRefreshConfig(settings={"towers.steps": 99}))
+
+
+def test_a_refresh_of_a_misspelt_retriever_makes_nothing_on_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deployment with a wrong name left an empty model there."""
+
+    def unknown(*_: object) -> Any:
+        raise PromotionError("no release was promoted yet")
+
+    monkeypatch.setattr("components.release.open.resolve", unknown)
+    monkeypatch.setattr("flows.refresh_index.require_decidable", lambda _: pytest.fail("a model was made"))
+    with pytest.raises(PromotionError):
+        open_base(RefreshConfig(name="shpo"))
+
+
+def test_what_the_registration_would_refuse_is_refused_before_an_encoder_is_made_for_adopted_vectors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(_: str) -> None:
+        raise ConfigError("the policies cannot be read")
+
+    monkeypatch.setattr("flows.refresh_query.require_decidable", refused)
+    monkeypatch.setattr("flows.refresh_query.recorded_flow", lambda *_: pytest.fail("it was begun"))
+    adopted: Any = SimpleNamespace(config=load_config("smoke").model_dump(mode="json"), run_id="a1", started="now")
+    with pytest.raises(ConfigError, match="policies"):
+        _first_release(QueryRefreshConfig(name="shop", release="adopted"), adopted, [])
+
+
+@pytest.mark.parametrize("settings", [{"distillation": 5}, {"towers": []}, {"towers.companion": "a/b"}])
+def test_a_word_in_the_place_of_a_section_is_refused_by_a_refresh_in_words(settings: dict[str, Any]) -> None:
+    """It ended in an unexpected failure."""
+    request = QueryRefreshConfig(new_teacher=True, settings=settings)
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        configured(request, release(load_config("smoke")), request.changeable)
+    nothing = QueryRefreshConfig(new_teacher=True, settings=dict.fromkeys(settings))
+    configured(nothing, release(load_config("smoke")), nothing.changeable)
 
 
 def test_a_refresh_asks_for_another_generator_without_the_commit_of_the_one_before() -> None:

@@ -19,7 +19,9 @@ from components.errors import ArtifactError, DataError
 from components.evaluation.report import write_report
 from components.release.manifest import LineageNode
 from flows import replay as replaying
+from flows import servers
 from flows.replay import compare_evaluations, compare_lineage
+from flows.reporting import emit
 from flows.servers import ServerError
 from tests.data_world import write_folder
 from tests.unit.promotion_world import make_evaluation
@@ -180,6 +182,28 @@ def test_a_build_asks_for_its_servers_before_minutes_of_measuring(home: Path, mo
     monkeypatch.setattr(replaying, "_evaluate", lambda *_: pytest.fail("it was measured first"))
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}), pytest.raises(ServerError, match="does not answer"):
         replaying.replay("retriever", "release/1", build=True)
+
+
+def test_nobody_is_told_that_the_candidate_of_a_replay_waits(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A team's automations asked for a review of a candidate that lay in a folder which was removed after the replay."""
+    told: list[str] = []
+    monkeypatch.setattr("prefect.events.emit_event", lambda event, **_: told.append(event))
+
+    def build(*_: object, **__: object) -> Any:
+        emit("candidate.registered", "retriever", "candidate/1: pass. It waits for a reviewer")
+        return SimpleNamespace(folder=str(tmp_path))
+
+    built = SimpleNamespace(lineage=(), pins={})
+    monkeypatch.setattr(servers, "run_flow", build)
+    monkeypatch.setattr(replaying, "load_release", lambda _: built)
+    monkeypatch.setattr(replaying, "compare_evaluations", lambda *_: None)
+    base: Any = SimpleNamespace(manifest=built, artifact=SimpleNamespace(path=tmp_path))
+    config: Any = None
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}):
+        replaying._build(config, base, tmp_path / "other")
+        assert told == []
+        build()
+    assert told == ["scalingnote.candidate.registered"]
 
 
 def test_data_that_is_given_is_read_although_the_tables_of_the_record_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import shlex
 import signal
 import sys
 import threading
@@ -19,15 +21,24 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from pydantic import ValidationError
 
 import components.promotion.promote as waiting
+import flows.candidate as building
 import flows.reporting
 from components.errors import ConfigError
 from components.gates.decision import GateResult
+from components.promotion.approval import Approval
 from components.tracking import runs as runs_in_mlflow
 from components.tracking.provenance import collect_provenance
+from components.tracking.runs import FlowRun
+from components.tracking.store import TrackingError
 from flows import servers
+from flows.adopt import adopted_run
 from flows.candidate import CandidateResult, verdict_line
+from flows.cli.build import _adopted_text
 from flows.cli.main import main
+from flows.cli.parser import build_parser
+from flows.config import load_config
 from flows.parameters import require_steps
+from flows.refresh_index import RefreshConfig
 from flows.reporting import LOG, logged_lines, run_name, say, tell_approved
 from flows.servers import ServerError
 from flows.webhook import Watch
@@ -211,6 +222,107 @@ def test_an_event_that_no_server_takes_is_one_sentence(monkeypatch: pytest.Monke
         assert not tell_approved("retriever")
 
 
+def approving(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Whom the command approved, which is named a Prefect server."""
+    approved: list[str] = []
+
+    def approve(name: str, *_: object) -> Approval:
+        approved.append(name)
+        return Approval(name, 1, 1, "Ada", None, None, created=True)
+
+    monkeypatch.setenv("PREFECT_API_URL", DEAD)
+    monkeypatch.setattr("components.promotion.approval.approve", approve)
+    return approved
+
+
+def test_a_wrong_setting_of_prefect_is_said_before_anything_is_approved(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The approval was made and said, and then the command ended with an unexpected failure and a second object of JSON."""
+
+    def wrong() -> None:
+        raise ConfigError("Prefect's settings cannot be read")
+
+    approved = approving(monkeypatch)
+    monkeypatch.setattr(servers, "require_usable_settings", wrong)
+    assert main(["approve", "1", "--as", "Ada", "--json"]) == 2 and approved == []
+    assert json.loads(capsys.readouterr().out)["exit_status"] == 2
+
+
+@pytest.mark.parametrize("error", [ServerError("silent"), TrackingError("No tracking server answers")])
+def test_an_approval_that_cannot_be_told_is_one_all_the_same(
+    error: Exception, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def tell(_: str) -> bool:
+        raise error
+
+    approved = approving(monkeypatch)
+    monkeypatch.setattr(servers, "require_usable_settings", lambda: None)
+    monkeypatch.setattr(flows.reporting, "tell_approved", tell)
+    assert main(["approve", "1", "--as", "Ada", "--json"]) == 0 and approved == ["retriever"]
+    said = capsys.readouterr()
+    assert json.loads(said.out)["release_version"] == 1 and str(error) in said.err
+
+
+def test_passwords_in_addresses_stay_out_of_what_could_not_be_shown(caplog: pytest.LogCaptureFixture) -> None:
+    """They stood on Prefect's page and in the file of the runs."""
+    with caplog.at_level(logging.WARNING), flows.reporting.shown_if_possible():
+        raise ValueError("Client error '401' for url 'http://ada:secret@prefect:4200/api/artifacts'")
+    assert "http://ada:***@prefect:4200" in caplog.text and "secret" not in caplog.text
+
+
+def test_json_loses_no_letter_where_the_output_cannot_show_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In a trace, and in what a watching promoter and a failure say, question marks stood in their place."""
+    monkeypatch.setattr("flows.cli.audit._traced", lambda _: SimpleNamespace(to_json=lambda: {"ref": "Müller"}))
+    shown = io.TextIOWrapper(io.BytesIO(), "ascii", errors="replace")
+    monkeypatch.setattr(sys, "stdout", shown)
+    assert main(["trace", "champion", "--json"]) == 0
+    assert main(["status", "--name", "Müller", "--json"]) == 2
+    assert main(["trace", "champion", "--format", "json", "-o", str(tmp_path / "trace.json")]) == 0
+    shown.flush()
+    said = shown.buffer.getvalue().decode()  # type: ignore[attr-defined]
+    assert said.count("M\\u00fcller") == 2 and "?" not in said
+    assert "Müller" in (tmp_path / "trace.json").read_text(encoding="utf-8")
+
+
+def test_vectors_that_are_adopted_beside_a_release_are_what_the_next_command_starts_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It started from the champion, and made an encoder for the index of before."""
+    told = _adopted_text({"name": "shop", "documents": 9, "queries": 0, "dimension": 4, "index": "shop-index/2"})
+    options = build_parser().parse_args(shlex.split(told.splitlines()[-1])[1:])
+    run = FlowRun("a1", "adopt", "FINISHED", "now", {}, None, {})
+    monkeypatch.setattr("flows.adopt.newest_flow_run", lambda name, flow: run)
+    monkeypatch.setattr("flows.adopt._released", lambda name: True)
+    found = adopted_run(RefreshConfig(name=options.name, release=options.release))
+    assert found is not None and found.run_id == "a1"
+
+
+@pytest.mark.parametrize(("known", "cached"), [(None, False), (None, True), ("candidate/1", False), ("candidate/1", True)])
+def test_people_are_told_of_a_candidate_when_it_is_registered_whatever_was_found_finished(
+    known: str | None, cached: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a server went away in the midst of the registration, the run that registered it found all finished, and told nobody."""
+    told: list[str] = []
+    version = SimpleNamespace(name="shop-candidate", version=2, digest="d")
+    stubs = ("champion_to_compare_with", "_candidate_step", "sign_release", "ensure_model", "load_release", "load_noise", "describe")
+    more = ("evidence_links", "set_description", "candidate_metrics", "evidence_tables", "log_version_metrics", "show_candidate")
+    for name in (*stubs, *more):
+        monkeypatch.setattr(building, name, lambda *_: None)
+    monkeypatch.setattr(building, "with_queries_in_common", lambda _, parts: parts)
+    monkeypatch.setattr(building, "_register_parts", lambda *_: {})
+    decision = SimpleNamespace(verdict="undecided", first_release=True, gates=())
+    monkeypatch.setattr(building, "_decide", lambda *_: SimpleNamespace(decision=decision, outcome=None))
+    monkeypatch.setattr(building, "dossier_of", lambda *_: SimpleNamespace(making=SimpleNamespace(costs=(), sizes={})))
+    monkeypatch.setattr(building, "model_metrics", lambda _: {"candidate": {}})
+    monkeypatch.setattr(building, "find_version", lambda *_: known)
+    monkeypatch.setattr(building, "emit", lambda event, *_, **__: told.append(event))
+    artifact = SimpleNamespace(path=Path("candidate"), digest="d")
+    recorder: Any = SimpleNamespace(run=lambda _: artifact, register=lambda *_: version, all_cached=cached, run_id="r")
+    recorder.log_candidate_page = lambda *_: None
+    parts: Any = SimpleNamespace(evaluation=artifact, dataset=artifact, release_type="full")
+    assert building.register_candidate(load_config("smoke", None, {"name": "shop"}), recorder, parts).version == 2
+    assert told == ([] if known else ["candidate.registered"])
+
+
 def test_telling_prefect_without_a_server_is_one_sentence(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -358,6 +470,26 @@ def test_a_server_of_an_older_version_is_one_sentence(version: str, home: Path, 
             temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{server.server_address[1]}/api"}),
             pytest.raises(ServerError, match=rf"is of version {version}, this client of .*Run a server of the client's version"),
         ):
+            servers.run_flow("flows.promote:promote", "retriever")
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_the_page_of_a_server_in_the_place_of_its_api_is_told_as_such(home: Path) -> None:
+    """It answers every question with itself, and was called stopped, or another program."""
+
+    class Page(OtherServer):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"true" if self.path == "/api/health" else b"<!DOCTYPE html>")
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        place = f"http://127.0.0.1:{server.server_address[1]}"
+        with temporary_settings({PREFECT_API_URL: place}), pytest.raises(ServerError, match=rf"Its API lies at {place}/api: name that"):
             servers.run_flow("flows.promote:promote", "retriever")
     finally:
         server.shutdown()

@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,7 +25,7 @@ from components.tracking.live import marked_as_running
 from components.tracking.store import TrackingError
 from flows import why as reasons
 from flows.cli.main import main
-from flows.runner import Done, Step, _made, may_pass
+from flows.runner import Done, Removed, Step, _made, may_pass, remove_unused
 from flows.why import Reason, at_start, named_settings, render_why, why
 
 Reaches = Callable[..., None]
@@ -495,6 +496,24 @@ def test_what_a_flow_has_used_that_still_runs_and_folders_behind_links_stay(caps
         mark.remove()
     assert [each["key"] for each in pruned(capsys, "--days", "1")["removed"]] == [taken.folder.name]
     assert linked.folder.is_dir()
+
+
+def test_of_two_removals_at_once_the_second_waits_and_counts_what_is_left() -> None:
+    """Schedules of two workers come at the same minute: one of them removed what was gone, and ended with an error."""
+    old, last = step(config={"steps": 1}), step(config={"steps": 2})
+    make(old), make(last)
+    aged(old, 50)
+    (settings.home() / "locks").mkdir(exist_ok=True)
+    found: list[list[Removed]] = []
+    second = threading.Thread(target=lambda: found.append(remove_unused(30)))
+    with (settings.home() / "locks" / "prune-work.lock").open("a") as first:
+        assert settings.locked(first)
+        second.start()
+        second.join(0.5)
+        assert second.is_alive() and old.folder.is_dir()
+        shutil.rmtree(old.folder)
+    second.join(30)
+    assert found == [[]]
 
 
 def test_a_result_that_is_removed_while_a_flow_waits_for_it_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:

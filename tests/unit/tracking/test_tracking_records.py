@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from mlflow.exceptions import MlflowException
 from mlflow.protos import databricks_pb2
 
@@ -230,4 +231,32 @@ def test_a_server_that_is_in_trouble_has_not_lost_the_chain(store: Path, monkeyp
     with pytest.raises(TrackingError, match="Could not look for runs"):
         records.foreign_runs("retriever")
     monkeypatch.setattr(client(), "get_run", real)
+    assert len(read_records("retriever")) == 1
+
+
+@pytest.mark.parametrize("store", ["client"], indirect=True)
+@pytest.mark.parametrize("error", [MlflowException("too many 429 error responses"), requests.HTTPError("502 Bad Gateway")])
+def test_a_server_that_is_in_trouble_has_not_damaged_the_file_of_a_record(
+    error: Exception, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was told as one that cannot be read, which a trusted key was to strike out."""
+    append(1)
+
+    def unwell(*_: object) -> Any:
+        raise error
+
+    real, chains = client().get_run, iter([True])
+
+    def run(run_id: str) -> Any:
+        if next(chains, False):
+            return real(run_id)
+        raise MlflowException("too many 502 error responses")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client(), "download_artifacts", unwell)
+        with pytest.raises(ArtifactError, match="record 1 cannot be read"):  # the server is well, and this file is not
+            read_records("retriever")
+        patch.setattr(client(), "get_run", run)
+        with pytest.raises(TrackingError, match="Could not read the promotion records"):
+            read_records("retriever")
     assert len(read_records("retriever")) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import importlib
 import json
@@ -86,6 +87,22 @@ def test_registering_again_gives_the_same_version(home: Path, tmp_path: Path) ->
     assert register_index(artifact) == register_index(artifact)
     assert register_index(make_index(tmp_path / "other", "other")).version == 2
     assert [info.version for info in versions(MODEL)] == [1, 2]
+
+
+def test_a_registration_that_fails_half_way_leaves_no_files(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk each attempt left the files that it had copied, so that there was ever less room."""
+    copy = type(client()).log_model_artifacts
+
+    def half(*given: Any) -> None:
+        copy(*given)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(TrackingError, match="No space left"):
+        patch.setattr(type(client()), "log_model_artifacts", half)
+        register_index(make_index(tmp_path / "index"))
+    assert not [path for path in (home / "mlflow" / "artifacts").rglob("*") if path.name == "sealed"]
+    again = register_index(make_index(tmp_path / "again"))
+    verify(artifact_folder(again.name, again.version), again.digest)
 
 
 def test_files_are_a_verified_copy_of_their_own(home: Path, tmp_path: Path) -> None:

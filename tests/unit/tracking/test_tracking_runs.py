@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from components import settings
 from components.artifacts import Artifact, seal
@@ -16,7 +17,7 @@ from components.tracking import labels, runs
 from components.tracking.provenance import Provenance, collect_provenance
 from components.tracking.registry import register
 from components.tracking.runs import StepRecord, close_flow_run, close_left_run, log_evidence, open_flow_run, record_step
-from components.tracking.store import client
+from components.tracking.store import TrackingError, client
 from flows.cli.main import main
 
 PROVENANCE = Provenance(
@@ -236,3 +237,22 @@ def test_where_all_runs_are_still_to_come_the_newest_of_them_is_told(home: Path)
     only = dated("adopt", int(time.time() * 1000) + 86_400_000)
     last, found = runs.last_flow_run("retriever"), runs.newest_flow_run("retriever", "adopt")
     assert last and found and last["run_id"] == found.run_id == only and last["ahead"] == last["started"]
+
+
+def test_a_store_in_trouble_is_not_taken_for_one_without_the_configuration_of_a_run(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adopted vectors were said not to be there, where the server answered with an error."""
+    run_id = open_flow_run("retriever", "adopt", {"name": "retriever"}, PROVENANCE, {})
+    close_flow_run(run_id, "FINISHED")
+    trouble = requests.HTTPError("500 Server Error for url: http://ada:secret@mlflow:5000/api")
+
+    def download(*_: object) -> str:
+        raise trouble
+
+    monkeypatch.setattr(runs, "local_path", lambda _: None)
+    monkeypatch.setattr(client(), "download_artifacts", download)
+    with pytest.raises(TrackingError, match=r"Could not read a run at .*500 Server Error") as told:
+        runs.newest_flow_run("retriever", "adopt")
+    assert "secret" not in str(told.value) and "free space" not in str(told.value)
+    monkeypatch.setattr(client(), "list_artifacts", lambda _: [])
+    found = runs.newest_flow_run("retriever", "adopt")
+    assert found is not None and found.config is None
