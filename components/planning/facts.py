@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from components.towers.tokens import batches_by_tokens, even_length, tokens_of
 
 if TYPE_CHECKING:
     from components.data.dataset import Dataset
+    from components.index.config import IndexConfig
     from components.towers.base_models import BaseModel
 
 SAMPLE = 20_000  # texts of a kind whose tokens are counted; of more a seeded sample speaks for all
@@ -27,6 +29,9 @@ SHARES = (50, 95, 99)  # percentiles of the lengths that people are shown
 LONGEST = 1_000_000  # characters of a text that are looked at
 COMMON_AT_MOST = 2_000  # characters at the beginning of a text that are looked at for what it shares
 CHARACTERS_PER_TOKEN = 4  # where tokens are guessed
+# Comparisons of two vectors that take as long as adding a row to a graph (measured with 120,000 rows), or as finding its list by one.
+GRAPH_SCORES, LIST_BY_GRAPH = 2_500, 500
+RESIDUAL_BEAM = 4  # candidates that each level of residual lists goes on with
 
 
 @dataclass(frozen=True)
@@ -289,3 +294,53 @@ def passed(texts: Texts, count: int, cap: int, tokens: int, attention: str) -> f
 def real(lengths: NDArray[np.int64], count: int, cap: int) -> float:
     """Tokens without padding of `count` texts whose lengths are like `lengths`."""
     return float(np.minimum(lengths, cap).mean() * count) if len(lengths) else 0.0
+
+
+# --- An index by its key: what it takes, and what it costs to add to it.
+
+
+def bytes_per_row(key: str, dimension: int) -> int:
+    """Bytes of a row in the FAISS index of a key: codes, its number in a list, links in a graph; 0 for exact search, which has none."""
+    from components.index.engine import empty_index, graph, inner_index, inverted_file
+    from components.index.index_keys import is_exact
+
+    if is_exact(key):
+        return 0
+    index = empty_index(key, dimension)
+    if (lists := inverted_file(index)) is not None:
+        return int(lists.code_size) + 8
+    if (small_world := graph(index)) is None:
+        return int(inner_index(index).sa_code_size())
+    links = small_world.hnsw.nb_neighbors(0) + 1  # and one in thirty rows or so stands on a higher level, with half as many
+    return int(small_world.storage.sa_code_size()) + 4 * links + 12  # its level, and where its links begin
+
+
+def index_bytes(config: IndexConfig, documents: int, dimension: int) -> tuple[int, int, int]:
+    """Bytes of memory in which an index is built, of its files, and of those of its parts that lie beside them while they are merged.
+
+    The ids are not counted. Raises ConfigError as `usable_key` does.
+    """
+    from components.index.engine import BLOCK, empty_index
+    from components.index.index_keys import is_exact, usable_key
+    from components.index.merging import can_merge
+
+    key = usable_key(config, documents, dimension)
+    if is_exact(key):
+        return 8 * dimension * BLOCK, 2 * documents * dimension, 0
+    codes, merged = bytes_per_row(key, dimension) * documents, config.layout == "merged"
+    stored = {"none": 0, "int8": 1, "fp16": 2}[config.refine] * documents * dimension
+    # Packed codes of a fast scan are in memory however they lie (see `open_mapped`), those of others as they are written.
+    held = codes if merged or "fs" in key else codes * min(documents, config.part_size) // documents
+    beside = codes if merged and can_merge(empty_index(key, dimension)) else 0
+    return 8 * min(documents, config.train_vectors) * dimension + held, stored + codes, beside
+
+
+def added_by(key: str) -> tuple[int, int]:
+    """Centroids that the training of an index finds, and how many comparisons of two vectors take as long as adding a row to it."""
+    lists = int(found[1]) if (found := re.search(r"IVF(\d+)", key)) else 0
+    if levels := re.search(r"RCQ(\d+)x(\d+)", key):
+        count, size = int(levels[1]), 2 ** int(levels[2])
+        return count * size, size * (1 + RESIDUAL_BEAM * (count - 1))
+    if "HNSW" in key:
+        return lists, min(lists, LIST_BY_GRAPH) if lists else GRAPH_SCORES
+    return lists, lists

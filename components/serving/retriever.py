@@ -50,8 +50,13 @@ class Retriever:
         return cls(encoder, index)
 
     def search(self, queries: Sequence[str], k: int = 10, progress: str | None = None) -> list[list[Hit]]:
-        """The k best documents of each query, best first, equal scores in the order of the ids; `progress` labels a bar on stderr."""
-        if not queries:
+        """The k best documents of each query, best first, equal scores in the order of the ids; `progress` labels a bar on stderr.
+
+        Raises TypeError for one text in the place of several, whose letters would be the queries, and as `VectorIndex.search` does.
+        """
+        if isinstance(queries, str):
+            raise TypeError(f"search takes a list of texts, not one text. Give [{queries[:60]!r}].")
+        if not len(queries):  # an array has no truth
             return []
         scores, ids = self.index.search(self.encoder.encode(list(queries), progress=progress), k)
         return [[Hit(doc_id, float(score)) for doc_id, score in zip(row, best, strict=True)] for row, best in zip(ids, scores, strict=True)]

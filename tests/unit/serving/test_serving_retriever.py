@@ -34,6 +34,13 @@ def test_finds_documents_best_first(index: IndexArtifact) -> None:
     assert [[hit.doc_id for hit in hits] for hits in found] == [["d1", "d3"], ["d2", "d3"]]
     assert found[0][1].score == pytest.approx(np.sqrt(0.5), abs=1e-6)
     assert retriever.search([]) == []
+    assert retriever.search(np.array(["apple", "bread"]), 2) == found  # type: ignore[arg-type]
+
+
+def test_one_text_in_the_place_of_several_is_refused_and_its_letters_are_not_searched(index: IndexArtifact) -> None:
+    retriever = Retriever.open(WordEncoder(), index.path.parent / "encoder", index.path, TOLERANCE, index.digest)
+    with pytest.raises(TypeError, match=r"not one text. Give \['apple'\]"):
+        retriever.search("apple")
 
 
 def test_refuses_an_encoder_of_another_space(index: IndexArtifact) -> None:
