@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from components.distillation.student.forms import FORMS
 from components.index.workers import useful_workers
-from components.planning.facts import Facts, Texts, added_by, batch_tokens, index_bytes, padded, passed, real
+from components.planning.facts import Facts, Texts, added_by, batch_tokens, index_bytes, padded, passed, real, tokens_read
 from components.towers.device import FREED_FROM, even_shapes, pick_dtype
 from components.towers.encoder import TOKENS_PER_BATCH
 from components.towers.losses import judge_length
@@ -465,15 +465,17 @@ def needs_of(config: Any, facts: Facts, number_bytes: int, on_card: bool = False
     floor = loaded + KEPT_MODELS * weights
     inference = weights + (0 if on_card else INFERENCE_TOKEN * max(config.encoding.tokens_per_batch, 2048))
     training = weights if on_card else HOST_BUFFERS + training_bytes(config, facts, number_bytes, on_host=True)
-    training = _together(towers, tables, weights + training + facts.judge_bytes(towers))
-    beside = 0 if on_card else HOST_BUFFERS + companion_bytes(config, facts, on_host=True)
+    training = weights + _with_tokens(towers, facts, training + facts.judge_bytes(towers) + mined_bytes(towers, facts))
+    beside = weights + _with_tokens(towers, facts, 0 if on_card else HOST_BUFFERS + companion_bytes(config, facts, on_host=True))
     every, trained = student_parameters(config, facts)
     targets = sum(texts.count for texts in target_texts(config, facts))
     queries = sum(texts.count for texts in facts.judged.values())
     adapters, small = (4 * parameters(towers, facts) for parameters in (trained_parameters, companion_parameters))
     learning = STUDENT_TRAINING * trained + 4 * every + 12 * vectors + 8 * targets * dimension
     learning += 24 * config.distillation.batch_size * documents if config.distillation.refine_negatives == "all" else 0
-    measuring = inference + 4 * every + 4 * vectors + (8 * documents * facts.student.width if config.evaluation.untrained_student else 0)
+    measuring = inference + 4 * every + 4 * vectors
+    if config.evaluation.untrained_student:  # it reads all documents at once
+        measuring += 8 * documents * facts.student.width + tokens_read(facts.documents.student, documents, facts.untrained_length)[0]
     built, index, merging = index_bytes(config.index, documents, dimension)
     encoding = inference + 6 * dimension * config.encoding.shard_size
     registered = adapters + small + 4 * every + index + 100 * documents
@@ -481,8 +483,10 @@ def needs_of(config: Any, facts: Facts, number_bytes: int, on_card: bool = False
         "snapshot_data": Need(PROGRAM // 3 + 2 * tables, int(0.6 * facts.documents.characters) + 100 * documents),
         "validate_data": Need(PROGRAM // 3 + 3 * tables, 100_000),
         "generate_queries": Need(floor + inference, 200 * config.distillation.generated),
-        "train_towers": Need(loaded + training, adapters + 1_000_000, checkpoint_bytes(towers, facts), facts.judge_bytes(towers)),
-        "train_companion": Need(loaded + weights + beside, small + 1_000_000, 3 * small),
+        "train_towers": Need(
+            loaded + _together(towers, tables, training), adapters + 1_000_000, checkpoint_bytes(towers, facts), facts.judge_bytes(towers)
+        ),
+        "train_companion": Need(loaded + beside, small + 1_000_000, 3 * small),
         "join_companion": Need(loaded + inference, 1_000_000, adapters + small),  # where the files cannot be linked
         "encode_corpus": Need(floor + _side_by_side(config.encoding, documents, encoding), 2 * vectors + 100 * documents),
         "encode_teacher_queries": Need(floor + inference + 8 * targets * dimension, (2 * dimension + 60) * targets),
@@ -492,6 +496,24 @@ def needs_of(config: Any, facts: Facts, number_bytes: int, on_card: bool = False
         "register": Need(floor + 4 * every + 4 * vectors, registered + 5_000_000),
     }
     return {step: needs[step] for step in work_steps(config)}
+
+
+def _with_tokens(towers: Any, facts: Facts, training: int) -> int:
+    """Bytes of a training that takes `training` beside the tokens of all texts, or of the reading of the documents where that is more."""
+    if towers.training == "none":
+        return training
+    queries = facts.sources.get("train") or facts.dev
+    own = tokens_read(queries.teacher, queries.count, towers.max_query_length)[1]
+    reading, held = tokens_read(facts.documents.teacher, facts.documents.count, towers.max_document_length)
+    return own + max(reading, held + training)
+
+
+def mined_bytes(towers: Any, facts: Facts) -> int:
+    """Bytes of the vectors of all queries and documents that negatives are mined with, and of what was found; 0 without mining."""
+    if towers.training == "none" or not towers.hard_negatives:
+        return 0
+    queries, width = (facts.sources.get("train") or facts.dev).count, int(towers.dimension or facts.teacher.width)
+    return 4 * width * (facts.documents.count + queries) + 12 * queries * towers.mining_depth
 
 
 def _together(towers: Any, tables: int, one: int) -> int:

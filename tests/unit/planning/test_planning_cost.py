@@ -16,6 +16,7 @@ from components.planning.cost import (
     WORKER,
     card_needs,
     companion_parameters,
+    mined_bytes,
     needs_of,
     padded,
     real,
@@ -174,6 +175,29 @@ def test_processes_that_work_side_by_side_are_all_counted() -> None:
     assert far["encode_corpus"].memory < alone, "a cluster's memory is not that of this machine"
     one, two, four = (needs(towers__processes=n)["train_towers"].memory for n in (1, 2, 4))
     assert two - one > WORKER + own and four - two == 2 * (two - one) - 2 * (WORKER + 600 * 100 + 4 * facts().documents.characters)
+
+
+def test_the_tokens_of_a_large_corpus_are_counted() -> None:
+    """A list of numbers in Python takes 41 bytes a number, and a tokenizer as many again for each text that it reads beside others."""
+    settings = config(towers__max_document_length=20, towers__max_query_length=10)
+    few, many, long = (facts(documents=texts(n, tokens)) for n, tokens in ((100, 20), (10**6, 20), (10**6, 2000)))
+    tables = {name: 600 * some.documents.count + 4 * some.documents.characters for name, some in (("few", few), ("many", many))}
+    for step in ("train_towers", "train_companion"):
+        asked = config(**WITH, towers__max_document_length=20) if step == "train_companion" else settings
+        beside = {"companion": ENCODER} if step == "train_companion" else {}
+        memory = [needs_of(asked, facts(documents=some.documents, **beside), 4)[step].memory for some in (few, many, long)]
+        assert memory[1] - memory[0] >= tables["many"] - tables["few"] + 41 * 20 * 999_900
+        assert memory[2] - memory[1] > 4 * 8000 * 990_000 + 50 * 1980 * 10**6, "what is cut off is read all the same"
+    with_it, without = (needs_of(config(evaluation__untrained_student=asked), long, 4)["evaluate"].memory for asked in (True, False))
+    assert with_it - without > 57 * 2000 * 10**6
+
+
+def test_the_vectors_that_negatives_are_mined_with_are_counted() -> None:
+    many = facts(documents=texts(10**7, 1))
+    plain, mined = (config(towers__hard_negatives=n, towers__mining_depth=10) for n in (0, 1))
+    found = mined_bytes(mined.towers, many)
+    assert found > 4 * 64 * 10**7 and mined_bytes(plain.towers, many) == 0
+    assert found > needs_of(mined, many, 4)["train_towers"].memory - needs_of(plain, many, 4)["train_towers"].memory > 0.5 * found
 
 
 def test_an_index_of_the_kind_that_was_asked_for_is_counted() -> None:
