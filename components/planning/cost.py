@@ -409,7 +409,8 @@ def index_key(config: Any, facts: Facts) -> str:
 
 def dimension_of(config: Any, facts: Facts) -> int:
     """Dimensions of the vectors."""
-    return int(config.towers.dimension or facts.teacher.width) + (facts.companion.width if facts.companion else 0)
+    own = int(config.towers.dimension or facts.teacher.width) + (facts.companion.width if facts.companion else 0)
+    return own if facts.dimension is None else facts.dimension
 
 
 def trained_parameters(towers: Any, facts: Facts) -> int:

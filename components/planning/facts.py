@@ -72,6 +72,7 @@ class Facts:
     `units`: in how many they were drawn, None where each is its own; `taken_apart`: how many the data would make, where the settings take
     some of these apart. `untrained_length`: tokens that the student's encoder reads of a text
     before training. `companion`: of the encoder beside the towers, `judge`: of the model that they learn to order documents by.
+    `dimension`: of the vectors, where a teacher that is taken as it is does not give them as wide as it is itself.
     """
 
     documents: Texts
@@ -91,6 +92,7 @@ class Facts:
     judge: Shape | None = None
     units: int | None = None
     taken_apart: int = 0
+    dimension: int | None = None
 
     def judge_bytes(self, towers: TowerConfig) -> int:
         """Bytes of the judge's weights, which are float32, and of a batch on its way through; 0 without one."""
@@ -146,6 +148,7 @@ def gather_facts(
     Raises DataError for data that cannot be trained or measured on, ModelError for an unknown model.
     """
     from components.distillation.query_sources import dev_queries, query_sources
+    from components.distillation.student.initial import width_of
     from components.distillation.train import refinement_pairs
     from components.evaluation.slices import script_of
     from components.evaluation.summarize import judged_split
@@ -182,6 +185,7 @@ def gather_facts(
         design_effect=expected_effect(units),
         units=None if units.count == len(units.query_ids) else units.count,
         taken_apart=units.taken_apart,
+        dimension=width_of(towers) if towers.training == "none" else None,
         untrained_length=_untrained_length(distillation, built_from),
         companion=_shape_beside(towers.companion, built_from),
         judge=_shape_beside(towers.judge, built_from),
