@@ -482,7 +482,7 @@ def knob(config: Any, facts: Facts, fixed: Iterable[str], budget: float, rates: 
     needed = total_of(least, facts, rates) / SPARE
     held = sorted(name for name in given if name in HELD)
     words = f"The least that would train takes {in_words(needed)}: give --budget {_asked(needed)}"
-    count = next((n for n in _fewer(facts.documents.count) if total_of(least, fewer_documents(facts, n), rates) <= SPARE * budget), None)
+    count = next((n for n in _fewer(facts.documents.count) if _fits(least, fewer_documents(facts, n), budget, rates)), None)
     if count is not None:
         words += f", or --max-documents {count}"
     elif held:
@@ -491,6 +491,13 @@ def knob(config: Any, facts: Facts, fixed: Iterable[str], budget: float, rates: 
         heavy = max(work_of(least, facts).items(), key=lambda pair: seconds_of(pair[1], rates))[0]
         words += f". Fewer documents would not do, since {heavy} takes most: take a smaller {_model_of(heavy)}"
     return f"{words}.{_without_judge(least, facts, needed, rates)}"
+
+
+def _fits(config: Any, facts: Facts, budget: float, rates: Mapping[str, float]) -> bool:
+    try:
+        return total_of(config, facts, rates) <= SPARE * budget
+    except ConfigError:  # too few documents for the lists of the index that somebody named
+        return False
 
 
 def _without_judge(config: Any, facts: Facts, needed: float, rates: Mapping[str, float]) -> str:

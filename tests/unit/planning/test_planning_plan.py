@@ -303,6 +303,13 @@ def test_what_cannot_fit_names_the_budget_that_would_and_fewer_documents() -> No
     assert plan.to_budget(own(), plan.fewer_documents(many, count), (), 100.0, RATES) is not None
 
 
+def test_fewer_documents_than_a_named_index_has_lists_are_not_proposed() -> None:
+    asked, many = own(index__index_key="IVF4096,Flat"), facts(documents=texts(100_000, 20))
+    said = plan.knob(asked, many, (), 40.0, RATES)
+    assert int(said.split("--max-documents ")[1].rstrip(".")) >= 4096
+    assert "--budget" in plan.knob(asked, many, (), 1.0, RATES) and "--max-documents" not in plan.knob(asked, many, (), 1.0, RATES)
+
+
 def test_steps_that_a_person_set_too_high_are_named() -> None:
     said = plan.knob(own(towers__steps=100_000), facts(), {"towers.steps"}, 60.0, RATES)
     assert "leave out towers.steps, which you set" in said
