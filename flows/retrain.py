@@ -209,14 +209,19 @@ def _require_affordable(config: RetrainConfig, data: Dataset) -> None:
     """Say about how many tokens the endpoint will be sent, and what they cost; raise ConfigError above the limits."""
     from components.distillation.query_sources import dev_queries, query_sources
     from components.evaluation.summarize import judged_split
+    from components.planning.cost import GENERATED_TOKENS
+    from components.planning.facts import guessed_tokens
     from components.towers.contract import PROBE_TEXTS
-    from components.towers.trained.endpoint import guessed_tokens, require_within
+    from components.towers.trained.endpoint import require_within
 
     splits = (config.evaluation.split, *config.evaluation.extra_splits)
     queries = [*dev_queries(data), *(text for split in splits for text in judged_split(data, split).texts)]
     learned = [text for texts in query_sources(data, config.distillation).values() for text in texts]
-    endpoint = config.towers.endpoint
-    tokens = guessed_tokens(data.document_texts()) + guessed_tokens(queries) + guessed_tokens(learned) + 10 * guessed_tokens(PROBE_TEXTS)
+    towers, endpoint = config.towers, config.towers.endpoint
+    tokens = sum(guessed_tokens(towers.document_prompt + text) for text in data.document_texts())
+    tokens += sum(guessed_tokens(towers.query_prompt + text) for text in (*queries, *learned))
+    tokens += config.distillation.generated * (guessed_tokens(towers.query_prompt) + GENERATED_TOKENS)
+    tokens += 10 * sum(map(guessed_tokens, PROBE_TEXTS))
     cost = f", at {endpoint.price:g} a million about {tokens * endpoint.price / 1e6:,.2f}" if endpoint.price else ""
     say(f"[train_towers] {endpoint.url} will be sent about {tokens:,} tokens{cost}; what is in the cache already is not sent again")
     require_within(endpoint, tokens, "The run needs")

@@ -9,6 +9,7 @@ Deleted documents are left out. Every shard names in its schema's metadata the s
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from components.index.parts import StoredVectors, open_stored
 from components.index.rows import IDS_FILE, live_rows, read_deleted, read_table
 from components.index.shards import vectors_path, write_vectors
 from components.progress import progress_bar
+from components.text import is_blank
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,6 +37,7 @@ ROWS_PER_SHARD = 65_536
 POINTS_PER_CALL = 256
 COLUMNS = ("doc_id", "content_hash", "title")
 # Qdrant takes numbers and UUIDs as ids: a document's is the UUID of its id in this namespace, so a second export overwrites.
+_NAME = re.compile(r'[^<>:"/\\|?*\x00-\x1f]{1,255}')  # that Qdrant gives a collection
 NAMESPACE = uuid.UUID("6d6b8f4e-2a51-5c63-9f0d-7c1e8b2a9d34")
 
 
@@ -112,10 +115,15 @@ def export_parquet(source: ExportSource, folder: Path) -> Artifact:
 def open_qdrant(where: str, collection: str) -> QdrantClient:
     """A client of the Qdrant server at a URL (key in QDRANT_API_KEY), or of an embedded store in a folder or `:memory:`.
 
-    Raises ConfigError without the package qdrant-client, ExportError when the store does not answer or the collection exists.
+    Raises ConfigError without the package qdrant-client and for a name that no collection can have, ExportError when the store does not
+    answer or the collection exists.
     """
     from components.towers.trained.vector_stores import first_line, qdrant_client
 
+    if not _NAME.fullmatch(collection) or is_blank(collection):
+        raise ConfigError(
+            f"'{collection[:60]}' names no collection: Qdrant takes 1 to 255 letters, without any of < > : \" / \\ | ? *. Name another."
+        )
     try:
         client = qdrant_client(where)
         exists = client.collection_exists(collection)
@@ -140,6 +148,9 @@ def export_qdrant(source: ExportSource, client: QdrantClient, collection: str) -
     size = int(str(source.artifact.attributes["dimension"]))
     try:
         client.create_collection(collection, VectorParams(size=size, distance=Distance.DOT), metadata=source.about)
+    except Exception as error:
+        raise ExportError(f"Qdrant does not make the collection '{collection}': {first_line(error)}. Nothing was written there.") from None
+    try:
         with progress_bar(len(source.live), "Exporting to Qdrant", "doc") as bar:
             client.upload_points(collection, _points(source, bar), batch_size=POINTS_PER_CALL, wait=True)
         held = int(client.count(collection, exact=True).count)

@@ -286,12 +286,13 @@ def _learning(clock: _Clock, texts: _Sample, config: Any, tower: Path) -> None:
 def _search(clock: _Clock, texts: _Sample, config: Any) -> None:
     import pandas as pd
 
+    from components.distillation.student.initial import width_of
     from components.evaluation.bm25 import Bm25Documents, Bm25Ranker
     from components.evaluation.metrics import per_query_metrics
     from components.index.search import index_in_memory
 
     rng = np.random.default_rng(0)
-    count, dimension, depth = min(texts.count, _DOCUMENTS), 384, min(config.evaluation.depth, texts.count)
+    count, dimension, depth = min(texts.count, _DOCUMENTS), width_of(config.towers), min(config.evaluation.depth, texts.count)
     ids = [str(i) for i in range(count)]
     index = index_in_memory(_unit(rng, count, dimension), ids, "calibration")
     queries = _unit(rng, 64, dimension)

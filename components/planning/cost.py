@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.distillation.student.forms import FORMS
-from components.planning.facts import Facts, Texts, batch_tokens, padded, passed, real
+from components.index.workers import useful_workers
+from components.planning.facts import Facts, Texts, added_by, batch_tokens, index_bytes, padded, passed, real, tokens_read
 from components.towers.device import FREED_FROM, even_shapes, pick_dtype
 from components.towers.encoder import TOKENS_PER_BATCH
 from components.towers.losses import judge_length
@@ -79,6 +80,7 @@ FIT_TEXTS = 8192  # texts that the student's head is fitted on
 
 # Memory in bytes, measured on whole runs in one process.
 PROGRAM = 1_150_000_000  # interpreter and libraries
+WORKER = 500_000_000  # the same of a process beside this one that encodes or trains
 KEPT_MODELS = 2  # copies of the teacher that a finished step leaves to the garbage collector
 STUDENT_TRAINING = 24  # bytes of a trained parameter of the student: weight, gradient, two moments, the best epoch and the checkpoint
 TABLE_ROW, TABLE_CHARACTER = 600, 4  # of a data set that is held as tables and as lists of texts
@@ -230,6 +232,8 @@ def step_tokens(towers: Any, facts: Facts) -> tuple[float, float]:
     from components.towers.pairs import BatchPlan, Pairs
 
     lengths = np.minimum(facts.pairs, [towers.max_query_length, towers.max_document_length])
+    if len(lengths) < towers.batch_size <= facts.pair_count:  # a batch larger than the sample
+        lengths = np.resize(lengths, (towers.batch_size, 2))
     numbers = Pairs([], [], [(i, i) for i in range(len(lengths))], {})
     single = towers.model_copy(update={"homogeneous_batches": False})
     plan = BatchPlan(numbers, single, lengths[:, 0].tolist(), lengths[:, 1].tolist())
@@ -294,10 +298,10 @@ def _index(config: Any, facts: Facts) -> Work:
     documents, key = facts.documents.count, index_key(config, facts)
     work: Work = {"written_byte": 2.0 * documents * dimension_of(config, facts), "reference_second": 1e-5 * documents}
     if not is_exact(key):
-        lists = list_count(key)
-        trained = min(documents, config.index.train_vectors, 256 * max(1, lists))
+        centroids, compared = added_by(key)
+        trained = min(documents, config.index.train_vectors, 256 * max(1, centroids))
         tuned = min(config.index.tuning_queries, max(1, facts.dev.count))
-        work["score"] = KMEANS_ROUNDS * trained * lists + documents * lists + tuned * documents * (1 + 10 * LISTS_VISITED)
+        work["score"] = KMEANS_ROUNDS * trained * centroids + documents * compared + tuned * documents * (1 + 10 * LISTS_VISITED)
     return work
 
 
@@ -403,17 +407,10 @@ def index_key(config: Any, facts: Facts) -> str:
     return usable_key(config.index, facts.documents.count, dimension_of(config, facts))
 
 
-def list_count(key: str) -> int:
-    """Lists of an inverted file by its key; 0 for other kinds."""
-    import re
-
-    found = re.search(r"IVF(\d+)", key)
-    return int(found[1]) if found else 0
-
-
 def dimension_of(config: Any, facts: Facts) -> int:
     """Dimensions of the vectors."""
-    return int(config.towers.dimension or facts.teacher.width) + (facts.companion.width if facts.companion else 0)
+    own = int(config.towers.dimension or facts.teacher.width) + (facts.companion.width if facts.companion else 0)
+    return own if facts.dimension is None else facts.dimension
 
 
 def trained_parameters(towers: Any, facts: Facts) -> int:
@@ -469,32 +466,71 @@ def needs_of(config: Any, facts: Facts, number_bytes: int, on_card: bool = False
     floor = loaded + KEPT_MODELS * weights
     inference = weights + (0 if on_card else INFERENCE_TOKEN * max(config.encoding.tokens_per_batch, 2048))
     training = weights if on_card else HOST_BUFFERS + training_bytes(config, facts, number_bytes, on_host=True)
-    training += facts.judge_bytes(towers)
-    beside = 0 if on_card else HOST_BUFFERS + companion_bytes(config, facts, on_host=True)
+    training = weights + _with_tokens(towers, facts, training + facts.judge_bytes(towers) + mined_bytes(towers, facts))
+    beside = weights + _with_tokens(towers, facts, 0 if on_card else HOST_BUFFERS + companion_bytes(config, facts, on_host=True))
     every, trained = student_parameters(config, facts)
     targets = sum(texts.count for texts in target_texts(config, facts))
     queries = sum(texts.count for texts in facts.judged.values())
     adapters, small = (4 * parameters(towers, facts) for parameters in (trained_parameters, companion_parameters))
     learning = STUDENT_TRAINING * trained + 4 * every + 12 * vectors + 8 * targets * dimension
     learning += 24 * config.distillation.batch_size * documents if config.distillation.refine_negatives == "all" else 0
-    measuring = inference + 4 * every + 4 * vectors + (8 * documents * facts.student.width if config.evaluation.untrained_student else 0)
-    built = 4 * min(documents, config.index.train_vectors) * dimension * 2 if index_key(config, facts) != "Flat" else 8 * dimension * 16384
-    registered = adapters + small + 4 * every + 2 * vectors + 100 * documents
+    measuring = inference + 4 * every + 4 * vectors
+    if config.evaluation.untrained_student:  # it reads all documents at once
+        measuring += 8 * documents * facts.student.width + tokens_read(facts.documents.student, documents, facts.untrained_length)[0]
+    built, index, merging = index_bytes(config.index, documents, dimension)
+    encoding = inference + 6 * dimension * config.encoding.shard_size
+    registered = adapters + small + 4 * every + index + 100 * documents
     needs = {
         "snapshot_data": Need(PROGRAM // 3 + 2 * tables, int(0.6 * facts.documents.characters) + 100 * documents),
         "validate_data": Need(PROGRAM // 3 + 3 * tables, 100_000),
         "generate_queries": Need(floor + inference, 200 * config.distillation.generated),
-        "train_towers": Need(loaded + weights + training, adapters + 1_000_000, checkpoint_bytes(towers, facts), facts.judge_bytes(towers)),
-        "train_companion": Need(loaded + weights + beside, small + 1_000_000, 3 * small),
+        "train_towers": Need(
+            loaded + _together(towers, tables, training), adapters + 1_000_000, checkpoint_bytes(towers, facts), facts.judge_bytes(towers)
+        ),
+        "train_companion": Need(loaded + beside, small + 1_000_000, 3 * small),
         "join_companion": Need(loaded + inference, 1_000_000, adapters + small),  # where the files cannot be linked
-        "encode_corpus": Need(floor + inference + 6 * dimension * config.encoding.shard_size, 2 * vectors + 100 * documents),
+        "encode_corpus": Need(floor + _side_by_side(config.encoding, documents, encoding), 2 * vectors + 100 * documents),
         "encode_teacher_queries": Need(floor + inference + 8 * targets * dimension, (2 * dimension + 60) * targets),
-        "build_index": Need(floor + built, 2 * vectors + 150 * documents),
+        "build_index": Need(floor + built, index + 150 * documents, merging),
         "distil_query_tower": Need(floor + learning, 4 * every + 2_000_000, student_checkpoint_bytes(config, facts)),
         "evaluate": Need(floor + measuring, 40 * queries * 4 * config.evaluation.depth),
         "register": Need(floor + 4 * every + 4 * vectors, registered + 5_000_000),
     }
     return {step: needs[step] for step in work_steps(config)}
+
+
+def _with_tokens(towers: Any, facts: Facts, training: int) -> int:
+    """Bytes of a training that takes `training` beside the tokens of all texts, or of the reading of the documents where that is more."""
+    if towers.training == "none":
+        return training
+    queries = facts.sources.get("train") or facts.dev
+    own = tokens_read(queries.teacher, queries.count, towers.max_query_length)[1]
+    reading, held = tokens_read(facts.documents.teacher, facts.documents.count, towers.max_document_length)
+    return own + max(reading, held + training)
+
+
+def mined_bytes(towers: Any, facts: Facts) -> int:
+    """Bytes of the vectors of all queries and documents that negatives are mined with, and of what was found; 0 without mining."""
+    if towers.training == "none" or not towers.hard_negatives:
+        return 0
+    queries, width = (facts.sources.get("train") or facts.dev).count, int(towers.dimension or facts.teacher.width)
+    return 4 * width * (facts.documents.count + queries) + 12 * queries * towers.mining_depth
+
+
+def _together(towers: Any, tables: int, one: int) -> int:
+    """Bytes of all processes of a training, of which each takes `one` beside its libraries and texts; divided among them, all take it."""
+    if towers.training == "none" or towers.processes == 1:
+        return one
+    return towers.processes * (WORKER + tables) + one * (towers.processes if towers.sharding == "none" else 1)
+
+
+def _side_by_side(encoding: Any, documents: int, one: int) -> int:
+    """Bytes of all processes of this machine that encode, of which each takes `one` beside its libraries."""
+    if encoding.runner == "in_process":
+        return one
+    if encoding.runner == "dask" and encoding.dask_address:
+        return 0
+    return min(useful_workers(encoding.workers), -(-documents // encoding.shard_size)) * (WORKER + one)
 
 
 def work_steps(config: Any) -> list[str]:

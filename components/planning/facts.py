@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,13 +21,19 @@ from components.towers.tokens import batches_by_tokens, even_length, tokens_of
 
 if TYPE_CHECKING:
     from components.data.dataset import Dataset
+    from components.index.config import IndexConfig
     from components.towers.base_models import BaseModel
 
 SAMPLE = 20_000  # texts of a kind whose tokens are counted; of more a seeded sample speaks for all
 SHARES = (50, 95, 99)  # percentiles of the lengths that people are shown
 LONGEST = 1_000_000  # characters of a text that are looked at
 COMMON_AT_MOST = 2_000  # characters at the beginning of a text that are looked at for what it shares
-CHARACTERS_PER_TOKEN = 4  # where tokens are guessed
+BYTES_PER_TOKEN = 4  # where tokens are guessed: four Latin letters, two of Cyrillic, or one and a third of Chinese
+# Bytes of a token of texts that are tokenized in one go: of each, of each that is not cut off, and of these once that is done (measured).
+READ_TOKEN, CUT_TOKEN, KEPT_TOKEN = 57, 100, 41
+# Comparisons of two vectors that take as long as adding a row to a graph (measured with 120,000 rows), or as finding its list by one.
+GRAPH_SCORES, LIST_BY_GRAPH = 2_500, 500
+RESIDUAL_BEAM = 4  # candidates that each level of residual lists goes on with
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,7 @@ class Facts:
     `units`: in how many they were drawn, None where each is its own; `taken_apart`: how many the data would make, where the settings take
     some of these apart. `untrained_length`: tokens that the student's encoder reads of a text
     before training. `companion`: of the encoder beside the towers, `judge`: of the model that they learn to order documents by.
+    `dimension`: of the vectors, where a teacher that is taken as it is does not give them as wide as it is itself.
     """
 
     documents: Texts
@@ -84,6 +92,7 @@ class Facts:
     judge: Shape | None = None
     units: int | None = None
     taken_apart: int = 0
+    dimension: int | None = None
 
     def judge_bytes(self, towers: TowerConfig) -> int:
         """Bytes of the judge's weights, which are float32, and of a batch on its way through; 0 without one."""
@@ -139,6 +148,7 @@ def gather_facts(
     Raises DataError for data that cannot be trained or measured on, ModelError for an unknown model.
     """
     from components.distillation.query_sources import dev_queries, query_sources
+    from components.distillation.student.initial import width_of
     from components.distillation.train import refinement_pairs
     from components.evaluation.slices import script_of
     from components.evaluation.summarize import judged_split
@@ -175,6 +185,7 @@ def gather_facts(
         design_effect=expected_effect(units),
         units=None if units.count == len(units.query_ids) else units.count,
         taken_apart=units.taken_apart,
+        dimension=width_of(towers) if towers.training == "none" else None,
         untrained_length=_untrained_length(distillation, built_from),
         companion=_shape_beside(towers.companion, built_from),
         judge=_shape_beside(towers.judge, built_from),
@@ -235,10 +246,15 @@ def _tokenizer(base: BaseModel) -> Any:
 def _lengths(tokenizer: Any, texts: Sequence[str], more: int) -> NDArray[np.int64]:
     """Tokens of each text and `more`; a text that already ends with the end token gets none on top."""
     if tokenizer is None or not texts:
-        return np.array([2 + len(text) // CHARACTERS_PER_TOKEN for text in texts], np.int64)
+        return np.array([1 + guessed_tokens(text) for text in texts], np.int64)
     rows = tokenizer([text[:LONGEST] for text in texts], truncation=False, verbose=False)["input_ids"]
     ends = [more if not row or row[-1] != tokenizer.eos_token_id else 0 for row in rows]
     return np.array([len(row) + end for row, end in zip(rows, ends, strict=True)], np.int64)
+
+
+def guessed_tokens(text: str) -> int:
+    """About how many tokens a text has, whatever its script; what a tokenizer counts may be a third more or less."""
+    return 1 + len(text.encode("utf-8", "surrogatepass")) // BYTES_PER_TOKEN
 
 
 def _common_tokens(tokenizer: Any, texts: Sequence[str]) -> NDArray[np.int64] | None:
@@ -289,3 +305,59 @@ def passed(texts: Texts, count: int, cap: int, tokens: int, attention: str) -> f
 def real(lengths: NDArray[np.int64], count: int, cap: int) -> float:
     """Tokens without padding of `count` texts whose lengths are like `lengths`."""
     return float(np.minimum(lengths, cap).mean() * count) if len(lengths) else 0.0
+
+
+def tokens_read(lengths: NDArray[np.int64], count: int, cap: int) -> tuple[int, int]:
+    """Bytes of `count` texts whose lengths are like `lengths` while all are tokenized and cut at `cap`, and of their tokens afterwards."""
+    cut = real(lengths, count, cap)
+    return round(READ_TOKEN * real(lengths, count, LONGEST) + CUT_TOKEN * cut), round(KEPT_TOKEN * cut)
+
+
+# --- An index by its key: what it takes, and what it costs to add to it.
+
+
+def bytes_per_row(key: str, dimension: int) -> int:
+    """Bytes of a row in the FAISS index of a key: codes, its number in a list, links in a graph; 0 for exact search, which has none."""
+    from components.index.engine import empty_index, graph, inner_index, inverted_file
+    from components.index.index_keys import is_exact
+
+    if is_exact(key):
+        return 0
+    index = empty_index(key, dimension)
+    if (lists := inverted_file(index)) is not None:
+        return int(lists.code_size) + 8
+    if (small_world := graph(index)) is None:
+        return int(inner_index(index).sa_code_size())
+    links = small_world.hnsw.nb_neighbors(0) + 1  # and one in thirty rows or so stands on a higher level, with half as many
+    return int(small_world.storage.sa_code_size()) + 4 * links + 12  # its level, and where its links begin
+
+
+def index_bytes(config: IndexConfig, documents: int, dimension: int) -> tuple[int, int, int]:
+    """Bytes of memory in which an index is built, of its files, and of those of its parts that lie beside them while they are merged.
+
+    The ids are not counted. Raises ConfigError as `usable_key` does.
+    """
+    from components.index.engine import BLOCK, empty_index
+    from components.index.index_keys import is_exact, usable_key
+    from components.index.merging import can_merge
+
+    key = usable_key(config, documents, dimension)
+    if is_exact(key):
+        return 8 * dimension * BLOCK, 2 * documents * dimension, 0
+    codes, merged = bytes_per_row(key, dimension) * documents, config.layout == "merged"
+    stored = {"none": 0, "int8": 1, "fp16": 2}[config.refine] * documents * dimension
+    # Packed codes of a fast scan are in memory however they lie (see `open_mapped`), those of others as they are written.
+    held = codes if merged or "fs" in key else codes * min(documents, config.part_size) // documents
+    beside = codes if merged and can_merge(empty_index(key, dimension)) else 0
+    return 8 * min(documents, config.train_vectors) * dimension + held, stored + codes, beside
+
+
+def added_by(key: str) -> tuple[int, int]:
+    """Centroids that the training of an index finds, and how many comparisons of two vectors take as long as adding a row to it."""
+    lists = int(found[1]) if (found := re.search(r"IVF(\d+)", key)) else 0
+    if levels := re.search(r"RCQ(\d+)x(\d+)", key):
+        count, size = int(levels[1]), 2 ** int(levels[2])
+        return count * size, size * (1 + RESIDUAL_BEAM * (count - 1))
+    if "HNSW" in key:
+        return lists, min(lists, LIST_BY_GRAPH) if lists else GRAPH_SCORES
+    return lists, lists

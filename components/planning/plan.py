@@ -23,7 +23,7 @@ from components.planning.facts import Facts, Texts
 from components.settings import free_memory
 from components.towers.device import FREED_FROM
 
-PLAN_VERSION = 12  # change it where the same data, machine and budget should lead to other settings
+PLAN_VERSION = 13  # change it where the same data, machine and budget should lead to other settings
 # Standard deviation of the difference in nDCG@10 of a query between two trainings, measured on the demo and on pages.
 TRAINING_SPREAD = 0.22
 GROUPED = 1.05  # a design effect above this is worth a word
@@ -35,10 +35,11 @@ FEW_QUERIES = 10_000  # below so many texts to align on, sentences of documents 
 PASSES = 2.0  # over the training pairs: more has not been seen to pay before the negatives become harder
 MOST_EPOCHS = 12  # of the alignment, see flows/studies/RESULTS.md
 FEWEST_STEPS, FEWEST_EPOCHS = 40, 1
+MOST_STEPS = 10_000_000  # that `towers.steps` may be
 COMPANION_STEPS = "towers.companion.steps"
 HELD = ("towers.steps", COMPANION_STEPS, "distillation.epochs", "distillation.refine_epochs")
 SHORTEST = 24  # tokens of a document below which none is cut to fit a budget
-SHRINKING = 0.85  # from one try to the next
+TRIES, SHRINKING = 32, 0.85  # ways to spend a budget, and what the next one keeps of the one before, at most
 BUILT_IN = "icd10cm"
 QUIET_SHARE = 0.6  # processor seconds over wall seconds; on a quiet machine they are equal at least, but for waits
 CARD_CHUNK = 32  # documents that are tried at once on a card, where small parts leave it idle
@@ -95,8 +96,10 @@ def free_room(home: Path) -> Room:
 # What lowers the memory of a step beside a smaller model and fewer documents, for the beginning of a sentence.
 _IN_TRAINING = "Lower towers.chunk_size or the lengths, set towers.activation_checkpointing, or "
 _IN_MEMORY = {
-    **dict.fromkeys(("train_towers", "train_companion"), _IN_TRAINING),
-    "encode_corpus": "Lower encoding.tokens_per_batch or encoding.shard_size, or ",
+    "train_towers": f"Set towers.processes to fewer where there are several. {_IN_TRAINING}",
+    "train_companion": _IN_TRAINING,
+    "encode_corpus": "Set encoding.workers to fewer where there are several, lower encoding.tokens_per_batch or encoding.shard_size, or ",
+    "build_index": "Set index.index_key to auto where it is another, or ",
     "distil_query_tower": "Set distillation.refine_negatives to mined where it is all, or ",
 }
 
@@ -178,7 +181,7 @@ def from_data(config: Any, facts: Facts, fixed: Iterable[str], room: Room, numbe
     `room` is a GPU's.
     """
     given = set(fixed)
-    made = [*_lengths(config, facts), *_batches(config, facts), *_queries(config, facts), *_margins(config, facts)]
+    made = [*_lengths(config, facts), *_batches(config, facts), *_queries(config, facts), *_margins(config, facts, given)]
     kept = [_kept(choice, config, given) for choice in made]
     sized = changed(config, {choice.field: choice.value for choice in kept})
 
@@ -249,7 +252,8 @@ def _memory(
     if found[1] < most and peak("train_towers", _tried(config, found[0], 2 * found[1])) <= bound:
         taken += f"; a larger part keeps {_gb(FREED_FROM)} and more, which costs time at every step"
     yield Choice("towers.activation_checkpointing", asked, found[0] or asked, taken)
-    yield Choice("towers.chunk_size", towers.chunk_size, towers.chunk_size if found[1] == most else found[1], taken)
+    chunk = max(found[1], towers.chunk_size) if found[1] == most else found[1]  # a chunk may be set above what a batch has
+    yield Choice("towers.chunk_size", towers.chunk_size, chunk, taken)
     before = config.encoding.tokens_per_batch
     fits = (n for n in _halves(before, 2048) if peak("encode_corpus", changed(config, {"encoding.tokens_per_batch": n})) <= bound)
     tokens = next(fits, before)
@@ -284,7 +288,7 @@ def _queries(config: Any, facts: Facts) -> Iterator[Choice]:
         yield Choice("distillation.sentences", before, value, f"only {others:,} other texts to align on, and the student needs many")
 
 
-def _margins(config: Any, facts: Facts) -> Iterator[Choice]:
+def _margins(config: Any, facts: Facts, fixed: set[str]) -> Iterator[Choice]:
     policy = config.policy
     queries = facts.judged[config.evaluation.split].count
     if policy.min_power is None:
@@ -298,7 +302,7 @@ def _margins(config: Any, facts: Facts) -> Iterator[Choice]:
     if facts.design_effect > GROUPED:
         reason += f", which were drawn in groups: {facts.design_effect:.1f} of them say about as much as one drawn by itself"
     yield Choice("policy.margin", policy.margin, value, reason)
-    if value != policy.margin:
+    if value != policy.margin and "policy.margin" not in fixed:  # who sets the margin has a policy of his own, and its name
         if value > policy.baseline_margin:
             yield Choice("policy.baseline_margin", policy.baseline_margin, value, "the baselines are compared on the same queries")
         named = f"{policy.version}-margin-{value:g}"[:60]
@@ -433,12 +437,13 @@ def to_budget(config: Any, facts: Facts, fixed: Iterable[str], budget: float, ra
 
 def _tries(config: Any, facts: Facts, fixed: set[str]) -> Iterator[_Try]:
     towers, distillation = config.towers, config.distillation
-    wanted_steps = max(towers.steps, round(PASSES * facts.pair_count / towers.batch_size))
+    wanted_steps = max(towers.steps, min(MOST_STEPS, round(PASSES * facts.pair_count / towers.batch_size)))
     wanted_epochs = max(distillation.epochs, MOST_EPOCHS)
-    longest, scale = towers.max_document_length, 1.0
-    steps = 0
-    while steps != FEWEST_STEPS or scale > SHRINKING**30:
-        steps = max(min(FEWEST_STEPS, towers.steps), round(wanted_steps * scale))
+    longest, fewest_steps = towers.max_document_length, min(FEWEST_STEPS, towers.steps)
+    # Of many pairs two passes are so many steps that a fixed rate would end far above the fewest, and refuse budgets that hold those.
+    shrinking = min(SHRINKING, (fewest_steps / wanted_steps) ** (1 / (TRIES - 2)))
+    for scale in (shrinking**number for number in range(TRIES)):
+        steps = max(fewest_steps, round(wanted_steps * scale))
         epochs = max(FEWEST_EPOCHS, round(wanted_epochs * scale))
         refine = min(distillation.refine_epochs, max(1, round(max(3, distillation.refine_epochs) * scale**0.5)))
         # A companion's steps cost little and tell much, so they go as slowly as the passes of the refinement.
@@ -452,9 +457,6 @@ def _tries(config: Any, facts: Facts, fixed: set[str]) -> Iterator[_Try]:
             if length <= SHORTEST or "towers.max_document_length" in fixed:
                 break
             length = max(SHORTEST, length * 3 // 4)
-        scale *= SHRINKING
-        if scale < SHRINKING**31:
-            return
 
 
 def _budgeted(config: Any, facts: Facts, settings: Mapping[str, Any]) -> Iterator[Choice]:
@@ -480,7 +482,7 @@ def knob(config: Any, facts: Facts, fixed: Iterable[str], budget: float, rates: 
     needed = total_of(least, facts, rates) / SPARE
     held = sorted(name for name in given if name in HELD)
     words = f"The least that would train takes {in_words(needed)}: give --budget {_asked(needed)}"
-    count = next((n for n in _fewer(facts.documents.count) if total_of(least, fewer_documents(facts, n), rates) <= SPARE * budget), None)
+    count = next((n for n in _fewer(facts.documents.count) if _fits(least, fewer_documents(facts, n), budget, rates)), None)
     if count is not None:
         words += f", or --max-documents {count}"
     elif held:
@@ -489,6 +491,13 @@ def knob(config: Any, facts: Facts, fixed: Iterable[str], budget: float, rates: 
         heavy = max(work_of(least, facts).items(), key=lambda pair: seconds_of(pair[1], rates))[0]
         words += f". Fewer documents would not do, since {heavy} takes most: take a smaller {_model_of(heavy)}"
     return f"{words}.{_without_judge(least, facts, needed, rates)}"
+
+
+def _fits(config: Any, facts: Facts, budget: float, rates: Mapping[str, float]) -> bool:
+    try:
+        return total_of(config, facts, rates) <= SPARE * budget
+    except ConfigError:  # too few documents for the lists of the index that somebody named
+        return False
 
 
 def _without_judge(config: Any, facts: Facts, needed: float, rates: Mapping[str, float]) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from components.errors import ArtifactError
+from components.data.values import is_storable
+from components.errors import ArtifactError, DataError
 from components.index.search import Check, VectorIndex, load_index
 from components.towers.contract import check_probes
 
@@ -45,15 +47,27 @@ class Retriever:
         artifact `expected_index`, ProbeMismatch when the encoder no longer gives the probe vectors recorded in `encoder_folder`.
         """
         _require_query_encoder(encoder, encoder_folder)
-        index = load_index(index_folder, encoder.space_id, expected_index, check)
+        opened = load_index(index_folder, encoder.space_id, expected_index, check)
         check_probes(encoder, encoder_folder, tolerance)
-        return cls(encoder, index)
+        return cls(encoder, opened)
 
     def search(self, queries: Sequence[str], k: int = 10, progress: str | None = None) -> list[list[Hit]]:
-        """The k best documents of each query, best first, equal scores in the order of the ids; `progress` labels a bar on stderr."""
-        if not queries:
+        """The k best documents of each query, best first, equal scores in the order of the ids; `progress` labels a bar on stderr.
+
+        Raises TypeError for one text in the place of several, whose letters would be the queries, for what is no text and a `k` that is no
+        whole number, DataError for half a character, and as `VectorIndex.search` does.
+        """
+        if isinstance(queries, str):
+            raise TypeError(f"search takes a list of texts, not one text. Give [{queries[:60]!r}].")
+        texts = list(queries)
+        for number, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise TypeError(f"queries[{number}] is {repr(text)[:60]}, which is no text. Give texts alone.")
+            if not is_storable(text):
+                raise DataError(f"queries[{number}] holds half a surrogate pair, which is no character. Remove it.")
+        if not texts:
             return []
-        scores, ids = self.index.search(self.encoder.encode(list(queries), progress=progress), k)
+        scores, ids = self.index.search(self.encoder.encode(texts, progress=progress), index(k))  # FAISS takes no number of numpy
         return [[Hit(doc_id, float(score)) for doc_id, score in zip(row, best, strict=True)] for row, best in zip(ids, scores, strict=True)]
 
 

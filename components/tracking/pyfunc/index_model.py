@@ -36,11 +36,21 @@ class IndexModel(PythonModel):  # type: ignore[misc, unused-ignore]
         self.index = load_index(folder, artifact.space_id, check="sizes")
 
     def predict(self, context: PythonModelContext, model_input: np.ndarray, params: dict[str, Any] | None = None) -> list[list[str]]:
-        """Vectors float32 (n, dimension) -> n lists of the `k` best document ids, best first. Raises MlflowException for k < 1."""
+        """Vectors float32 (n, dimension) -> n lists of the `k` best document ids, best first.
+
+        Raises MlflowException for vectors of another width or with values that are not finite, and for k < 1.
+        """
         k = (params or {}).get("k", 10)
         if k is None or k < 1:
             raise MlflowException(f"k is a whole number from 1, not {k}.", INVALID_PARAMETER_VALUE)
-        _, ids = self.index.search(np.ascontiguousarray(model_input, dtype=np.float32), int(k))
+        vectors = np.ascontiguousarray(model_input, dtype=np.float32)
+        if vectors.ndim != 2 or vectors.shape[1] != self.index.dimension:
+            expected = f"Give vectors of {self.index.dimension} dimensions, one in a row, not an array of the shape {vectors.shape}."
+            raise MlflowException(expected, INVALID_PARAMETER_VALUE)
+        if not np.isfinite(vectors).all():
+            row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+            raise MlflowException(f"Row {row} holds values that are not finite. Give numbers alone.", INVALID_PARAMETER_VALUE)
+        _, ids = self.index.search(vectors, int(k))
         return [list(row) for row in ids]
 
 

@@ -12,14 +12,16 @@ import pytest
 from components import settings
 from components.artifacts import DatasetArtifact
 from components.data.config import DataConfig
+from components.data.dataset import load_dataset
 from components.data.snapshot import snapshot
 from components.errors import ConfigError, DataError, ModelError
+from components.planning.facts import guessed_tokens
 from components.signing.keys import make_key, trusted_keys
 from flows.cli.build import study
 from flows.cli.parser import build_parser
 from flows.cli.search import run
 from flows.config import RetrainConfig, load_config, preset_names
-from flows.retrain import require_usable
+from flows.retrain import _require_affordable, require_usable
 from tests.data_world import write_folder, write_lines, write_rows
 from tests.flows.cli_world import assert_refused, scalingnote
 
@@ -36,6 +38,26 @@ def config(**changes: Any) -> RetrainConfig:
 
 def test_usable_data_and_settings_pass(dataset: DatasetArtifact) -> None:
     require_usable(config(evaluation__extra_splits=["dev"]), dataset)
+
+
+def test_prompts_and_generated_queries_are_sent_to_an_endpoint_too(dataset: DatasetArtifact) -> None:
+    data = load_dataset(dataset.path)
+    at = {"towers__base_model": "endpoint", "towers__endpoint__url": "http://127.0.0.1:1/v1", "towers__endpoint__model": "mini"}
+
+    def needed(**changes: Any) -> int:
+        with pytest.raises(ConfigError, match="The run needs about") as caught:
+            _require_affordable(config(**at, towers__endpoint__max_tokens=1, **changes), data)
+        return int(str(caught.value).split("about ")[1].split(" tokens")[0].replace(",", ""))
+
+    plain = needed(towers__query_prompt="", towers__document_prompt="")
+    documents = len(data.documents)
+    assert needed(towers__query_prompt="", towers__document_prompt="12345678") == plain + 2 * documents
+    assert needed(towers__query_prompt="1234" * 50, towers__document_prompt="") >= plain + 50 * len(data.judged_queries("test"))
+    generated = needed(
+        towers__query_prompt="", towers__document_prompt="", distillation__generated=100, distillation__generator="tiny-decoder"
+    )
+    assert generated >= plain + 100 * 10
+    assert guessed_tokens("ein Satz mit Wörtern") < 8 < guessed_tokens("心臓の痛みがあります、先生")
 
 
 def test_an_extra_split_without_judgements_is_refused(dataset: DatasetArtifact) -> None:

@@ -105,6 +105,25 @@ def test_qdrant_finds_what_the_index_finds(tmp_path: Path) -> None:
     assert client.get_collection("clinic").config.metadata == open_source(index).about
 
 
+@pytest.mark.parametrize("name", ["a/b", "a:b", "what?", "", " ", "line\nbreak", "x" * 256])
+def test_a_name_that_no_collection_can_have_is_refused_before_anything_is_opened(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="names no collection"):
+        open_qdrant(str(tmp_path / "store"), name)
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.usefixtures("_qdrant")
+def test_a_collection_that_is_not_made_is_none_to_delete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = open_qdrant(":memory:", "clinic")
+
+    def forbidden(*_: Any, **__: Any) -> None:
+        raise RuntimeError("403 forbidden")
+
+    monkeypatch.setattr(client, "create_collection", forbidden)
+    with pytest.raises(ExportError, match=r"does not make the collection 'clinic': 403 forbidden\. Nothing was written there"):
+        export_qdrant(open_source(index_of(tmp_path)), client, "clinic")
+
+
 @pytest.mark.usefixtures("_qdrant")
 def test_an_embedded_store_keeps_the_collection_and_refuses_a_second_of_its_name(tmp_path: Path) -> None:
     source = open_source(index_of(tmp_path))

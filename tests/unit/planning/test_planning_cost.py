@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 
 from components.errors import ModelError
+from components.index.engine import empty_index, train
 from components.planning.cost import (
     PROBE_TOKENS,
     PROBES,
     UNITS,
+    WORKER,
     card_needs,
     companion_parameters,
+    mined_bytes,
     needs_of,
     padded,
     real,
@@ -25,7 +28,9 @@ from components.planning.cost import (
     work_of,
     work_steps,
 )
+from components.planning.facts import bytes_per_row
 from flows.config import Layer, RetrainConfig, layers_of, nested, settle
+from tests.unit.index_world import clustered
 from tests.unit.planning_world import DECODER, ENCODER, facts, texts
 
 
@@ -76,6 +81,11 @@ def test_hard_negatives_are_documents_too() -> None:
 def test_fewer_pairs_than_a_batch_are_refused_in_words() -> None:
     with pytest.raises(ModelError, match="only 64 training pairs"):
         step_tokens(config(towers__batch_size=128).towers, facts())
+
+
+def test_a_batch_may_be_larger_than_the_sample_of_the_pairs() -> None:
+    towers = config(towers__batch_size=128, towers__chunk_size=128, towers__max_query_length=10, towers__max_document_length=20).towers
+    assert step_tokens(towers, facts(pair_count=1000)) == (128 * 10 + 128 * 20, 0)
 
 
 def test_training_counts_steps_tokens_and_checkpoints() -> None:
@@ -150,6 +160,85 @@ def test_memory_grows_with_chunk_weights_and_vectors() -> None:
     # Ten million float32 vectors of 64 dimensions are held three times while the student learns.
     grown = needs_of(config(), many, 4)["distil_query_tower"].memory - needs_of(config(), facts(), 4)["distil_query_tower"].memory
     assert grown > 3 * 4 * 64 * 9_000_000
+
+
+def test_processes_that_work_side_by_side_are_all_counted() -> None:
+    def needs(**changes: Any) -> Any:
+        return needs_of(config(encoding__shard_size=10, towers__batch_size=16, **changes), facts(), 4)
+
+    alone, own = needs()["encode_corpus"].memory, 4 * DECODER.parameters
+    for runner in ("process_pool", "dask"):
+        two, three, many = (needs(encoding__runner=runner, encoding__workers=n)["encode_corpus"].memory for n in (2, 3, 500))
+        assert two - alone > WORKER + own and three - two > WORKER + own
+        assert many - two == (10 - 2) * (three - two), "100 documents are ten shards, and no more processes have one"
+    far = needs(encoding__runner="dask", encoding__workers=500, encoding__dask_address="tcp://cluster:8786")
+    assert far["encode_corpus"].memory < alone, "a cluster's memory is not that of this machine"
+    one, two, four = (needs(towers__processes=n)["train_towers"].memory for n in (1, 2, 4))
+    assert two - one > WORKER + own and four - two == 2 * (two - one) - 2 * (WORKER + 600 * 100 + 4 * facts().documents.characters)
+
+
+def test_the_tokens_of_a_large_corpus_are_counted() -> None:
+    """A list of numbers in Python takes 41 bytes a number, and a tokenizer as many again for each text that it reads beside others."""
+    settings = config(towers__max_document_length=20, towers__max_query_length=10)
+    few, many, long = (facts(documents=texts(n, tokens)) for n, tokens in ((100, 20), (10**6, 20), (10**6, 2000)))
+    tables = {name: 600 * some.documents.count + 4 * some.documents.characters for name, some in (("few", few), ("many", many))}
+    for step in ("train_towers", "train_companion"):
+        asked = config(**WITH, towers__max_document_length=20) if step == "train_companion" else settings
+        beside = {"companion": ENCODER} if step == "train_companion" else {}
+        memory = [needs_of(asked, facts(documents=some.documents, **beside), 4)[step].memory for some in (few, many, long)]
+        assert memory[1] - memory[0] >= tables["many"] - tables["few"] + 41 * 20 * 999_900
+        assert memory[2] - memory[1] > 4 * 8000 * 990_000 + 50 * 1980 * 10**6, "what is cut off is read all the same"
+    with_it, without = (needs_of(config(evaluation__untrained_student=asked), long, 4)["evaluate"].memory for asked in (True, False))
+    assert with_it - without > 57 * 2000 * 10**6
+
+
+def test_the_vectors_that_negatives_are_mined_with_are_counted() -> None:
+    many = facts(documents=texts(10**7, 1))
+    plain, mined = (config(towers__hard_negatives=n, towers__mining_depth=10) for n in (0, 1))
+    found = mined_bytes(mined.towers, many)
+    assert found > 4 * 64 * 10**7 and mined_bytes(plain.towers, many) == 0
+    assert found > needs_of(mined, many, 4)["train_towers"].memory - needs_of(plain, many, 4)["train_towers"].memory > 0.5 * found
+
+
+def test_an_index_of_the_kind_that_was_asked_for_is_counted() -> None:
+    many, needs = facts(documents=texts(10_000_000, 20)), {}
+    for key in ("Flat", "IVF4096,PQ16x4fs", "IVF4096,Flat", "HNSW32"):
+        needs[key] = needs_of(config(index__index_key=key), many, 4)
+    vectors = 10_000_000 * 64
+    for key, held in (("IVF4096,Flat", 4 * vectors), ("HNSW32", 4 * vectors + 10_000_000 * 4 * 64)):
+        build = needs[key]["build_index"]
+        assert build.memory - needs["IVF4096,PQ16x4fs"]["build_index"].memory > held - 10_000_000 * 16
+        assert build.disk - needs["Flat"]["build_index"].disk > held
+        assert needs[key]["register"].disk - needs["Flat"]["register"].disk > held
+    assert needs["IVF4096,Flat"]["build_index"].extra_disk > 4 * vectors, "parts lie beside what they are merged into"
+    assert needs["HNSW32"]["build_index"].extra_disk == needs["Flat"]["build_index"].extra_disk == 0
+    bare = needs_of(config(index__index_key="IVF4096,Flat", index__refine="none"), many, 4)["build_index"]
+    assert needs["IVF4096,Flat"]["build_index"].disk - bare.disk == 2 * vectors
+
+
+@pytest.mark.parametrize(
+    "key", ["IVF8,Flat", "IVF16(RCQ2x2),SQ8", "OPQ8_32,IVF8,PQ8", "IVF8,PQ16x4fsr", "HNSW16", "HNSW16,SQ8", "PQ8", "SQ8"]
+)
+def test_the_bytes_of_a_row_are_those_of_the_file(key: str) -> None:
+    import faiss
+
+    index = empty_index(key, 64)
+    train(index, clustered(2000, dimension=64))
+    empty = faiss.serialize_index(index).size
+    index.add(clustered(6000, dimension=64))
+    grown = faiss.serialize_index(index).size - empty
+    assert grown / 6000 == pytest.approx(bytes_per_row(key, 64), rel=0.1)
+    assert bytes_per_row("Flat", 64) == 0
+
+
+def test_the_time_of_an_index_is_that_of_its_kind() -> None:
+    def scores(documents: int, key: str) -> float:
+        return work_of(config(index__index_key=key), facts(documents=texts(documents, 20)))["build_index"].get("score", 0.0)
+
+    assert scores(10_000_000, "Flat") == 0
+    # Lists of two levels are found by comparing with those of each level, not with all.
+    assert scores(10_000_000, "auto") < 0.05 * scores(10_000_000, "IVF16384,Flat")
+    assert scores(100_000, "HNSW32") > 1000 * 100_000
 
 
 def test_what_a_training_holds_beside_its_weights_is_counted_once() -> None:

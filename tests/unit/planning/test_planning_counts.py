@@ -13,7 +13,8 @@ import torch
 from components.data.config import DataConfig
 from components.data.dataset import Dataset, load_dataset
 from components.data.snapshot import snapshot
-from components.planning import cost
+from components.index import search
+from components.planning import calibration, cost
 from components.planning.calibration import _Clock, calibrate
 from components.planning.cost import UNITS, step_tokens
 from components.planning.facts import Facts, gather_facts, padded
@@ -99,6 +100,23 @@ def test_a_call_that_would_take_longer_than_its_share_is_measured_at_a_smaller_s
     clock = _Clock(20.0)
     seconds, size = clock.grown(lambda size: time.sleep(0.05 * size), 2, 64, 0.2)
     assert 2 <= size <= 40 and seconds[0] >= 0.05 * size
+
+
+def test_vectors_are_as_wide_as_a_teacher_that_is_taken_as_it_is_gives_them(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("components.distillation.student.initial.head_width", lambda towers: 96)
+    settings = config(towers__base_model="tiny-encoder", towers__training="none", index__index_key="IVF4,PQ24")
+    found = gather_facts(dataset, settings.towers, settings.distillation, settings.evaluation, rough=True)
+    assert found.teacher.width != 96 and cost.dimension_of(settings, found) == 96
+    assert "build_index" in cost.needs_of(settings, found, 4), "codes that do not divide the width of the model itself"
+
+
+def test_a_search_is_measured_at_the_width_of_the_vectors(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, made = config(towers__dimension=24, towers__matryoshka=[24]), search.index_in_memory
+    widths: list[int] = []
+    monkeypatch.setattr(search, "index_in_memory", lambda vectors, *rest: widths.append(vectors.shape[1]) or made(vectors, *rest))
+    clock = _Clock(1.0)
+    calibration._search(clock, calibration._Sample(dataset, settings), settings)
+    assert widths == [24] and clock.rates["score"] > (0, 0)
 
 
 def test_a_calibration_measures_every_unit_and_leaves_nothing(dataset: Dataset, tmp_path: Path) -> None:

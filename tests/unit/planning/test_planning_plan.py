@@ -83,6 +83,14 @@ def test_a_margin_that_the_queries_cannot_show_is_widened_with_a_version_of_its_
     assert chosen(plan.from_data(asked, enough, (), ROOM, 4))["policy.margin"] == 0.01
 
 
+def test_a_margin_that_a_person_set_leaves_the_rest_of_the_policy_as_it_is() -> None:
+    asked = own(policy__margin=0.01, policy__min_power=0.8)
+    found = {choice.field: choice for choice in plan.from_data(asked, facts(), {"policy.margin"}, ROOM, 4)}
+    assert found["policy.margin"].value == 0.01 and "as you set it; the data would ask for" in found["policy.margin"].reason
+    planned = plan.changed(asked, {field: choice.value for field, choice in found.items()})
+    assert planned.policy == asked.policy, "a version that names another margin than the one that decides"
+
+
 def test_a_margin_that_is_planned_for_few_units_is_one_that_their_gate_can_decide_on() -> None:
     """The gate's interval ends at Student's quantile for so many units; by the normal one, the planned margin fell short of its power."""
     asked, effect = own(policy__margin=0.01, policy__min_power=0.8), 4.0
@@ -145,6 +153,14 @@ def test_a_pass_keeps_less_than_the_heap_holds_on_a_processor_and_what_fits_on_a
     assert kept_bytes(plan.changed(config, {"towers.chunk_size": 2 * found.value}).towers, some) >= FREED_FROM
     assert found.value < 32 and "a larger part keeps 1.1 GB and more" in found.reason
     assert chunk(on_card=True).value == 32
+
+
+def test_a_card_that_holds_a_larger_part_is_given_it() -> None:
+    asked = own(towers__chunk_size=8, towers__batch_size=64)
+    small, large = (chosen(plan.from_data(asked, facts(pair_count=1000), (), Room(size, 10**12), 2, on_card=True)) for size in (1, 10**11))
+    assert (small["towers.chunk_size"], large["towers.chunk_size"]) == (1, plan.CARD_CHUNK)
+    whole = plan.changed(asked, {"towers.chunk_size": 500})  # more than the batch has is as good as all of it
+    assert chosen(plan.from_data(whole, facts(pair_count=1000), (), Room(10**11, 10**12), 2, on_card=True))["towers.chunk_size"] == 500
 
 
 def test_a_small_card_has_the_layers_worked_out_again_and_one_that_is_too_small_is_refused() -> None:
@@ -225,6 +241,18 @@ def test_a_budget_is_filled_and_not_exceeded() -> None:
     assert chosen(plan.to_budget(own(), facts(), (), 6000.0, RATES) or [])["distillation.epochs"] == plan.MOST_EPOCHS
 
 
+def test_a_budget_that_holds_the_settings_as_they_are_is_never_too_small_for_many_pairs() -> None:
+    asked = own(towers__steps=150)
+    for pairs in (10**4, 10**6, 10**8):
+        many = facts(pair_count=pairs)
+        whole = plan.total_of(asked, many, RATES)
+        found = plan.to_budget(asked, many, (), whole / plan.SPARE, RATES)
+        assert found is not None and plan.FEWEST_STEPS <= chosen(found)["towers.steps"] <= 150
+        tries = list(plan._tries(asked, many, set()))
+        assert min(one.settings["towers.steps"] for one in tries) == plan.FEWEST_STEPS
+        assert max(one.settings["towers.steps"] for one in tries) == min(plan.MOST_STEPS, round(2 * pairs / asked.towers.batch_size))
+
+
 def test_more_time_never_gives_fewer_steps() -> None:
     steps = []
     for budget in (20.0, 40.0, 80.0, 160.0, 320.0):
@@ -273,6 +301,13 @@ def test_what_cannot_fit_names_the_budget_that_would_and_fewer_documents() -> No
     assert "--budget" in said and "--max-documents" in said
     count = int(said.split("--max-documents ")[1].rstrip("."))
     assert plan.to_budget(own(), plan.fewer_documents(many, count), (), 100.0, RATES) is not None
+
+
+def test_fewer_documents_than_a_named_index_has_lists_are_not_proposed() -> None:
+    asked, many = own(index__index_key="IVF4096,Flat"), facts(documents=texts(100_000, 20))
+    said = plan.knob(asked, many, (), 40.0, RATES)
+    assert int(said.split("--max-documents ")[1].rstrip(".")) >= 4096
+    assert "--budget" in plan.knob(asked, many, (), 1.0, RATES) and "--max-documents" not in plan.knob(asked, many, (), 1.0, RATES)
 
 
 def test_steps_that_a_person_set_too_high_are_named() -> None:

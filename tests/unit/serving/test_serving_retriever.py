@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from components.artifacts import IndexArtifact
-from components.errors import ArtifactError, ProbeMismatch, SpaceMismatch
+from components.errors import ArtifactError, DataError, ProbeMismatch, SpaceMismatch
 from components.index.build import build_index
 from components.index.config import EncodingConfig, IndexConfig
 from components.index.encode import encode_corpus
@@ -34,6 +34,25 @@ def test_finds_documents_best_first(index: IndexArtifact) -> None:
     assert [[hit.doc_id for hit in hits] for hits in found] == [["d1", "d3"], ["d2", "d3"]]
     assert found[0][1].score == pytest.approx(np.sqrt(0.5), abs=1e-6)
     assert retriever.search([]) == []
+    assert retriever.search(np.array(["apple", "bread"]), 2) == found  # type: ignore[arg-type]
+
+
+def test_one_text_in_the_place_of_several_is_refused_and_its_letters_are_not_searched(index: IndexArtifact) -> None:
+    retriever = Retriever.open(WordEncoder(), index.path.parent / "encoder", index.path, TOLERANCE, index.digest)
+    with pytest.raises(TypeError, match=r"not one text. Give \['apple'\]"):
+        retriever.search("apple")
+
+
+def test_what_is_no_text_or_no_number_is_said_by_name_and_numbers_of_numpy_are_taken(index: IndexArtifact) -> None:
+    retriever = Retriever.open(WordEncoder(), index.path.parent / "encoder", index.path, TOLERANCE, index.digest)
+    assert retriever.search(["apple"], np.int64(1)) == retriever.search(["apple"], 1)  # type: ignore[arg-type]
+    for wrong in (None, 3, b"apple", ["apple"]):
+        with pytest.raises(TypeError, match=r"queries\[1\] is .*, which is no text"):
+            retriever.search(["apple", wrong])  # type: ignore[list-item]
+    with pytest.raises(DataError, match=r"queries\[1\] holds half a surrogate pair"):
+        retriever.search(["apple", "\ud83d"])
+    with pytest.raises(TypeError):
+        retriever.search(["apple"], 2.5)  # type: ignore[arg-type]
 
 
 def test_refuses_an_encoder_of_another_space(index: IndexArtifact) -> None:

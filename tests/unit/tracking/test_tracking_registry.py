@@ -224,6 +224,8 @@ def test_unreachable_server_is_a_clear_error(tmp_path: Path, monkeypatch: pytest
 class FakeIndex:
     """Stands for the real index, whose room has tests of its own."""
 
+    dimension = 4
+
     def __init__(self, folder: Path, space_id: str, check: str) -> None:
         assert (space_id, check) == ("space-1", "sizes")  # the files were hashed just before
 
@@ -286,6 +288,13 @@ def test_index_pyfunc_searches_and_refuses_a_changed_file(home: Path, tmp_path: 
     for k in (0, None):
         with pytest.raises(MlflowException, match=f"k is a whole number from 1, not {k}"):
             load(MODEL).predict(vectors, params={"k": k})
+    for strange, said in (
+        (vectors[:, :3], r"vectors of 4 dimensions.*\(2, 3\)"),
+        (np.array([[0, 0, 0, 0], [0, np.nan, 0, 0]]), "Row 1 holds values"),
+    ):
+        with pytest.raises(MlflowException, match=said) as refused:
+            load(MODEL).predict(strange.astype(np.float32))
+        assert refused.value.get_http_status_code() == 400
     (artifact_folder(MODEL, 1) / "deep" / "index.faiss").write_text("tampered")
     with pytest.raises(ArtifactError, match="was changed"):
         load(MODEL)
