@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from components.distillation.student.forms import FORMS
 from components.index.workers import useful_workers
-from components.planning.facts import Facts, Texts, added_by, batch_tokens, index_bytes, padded, passed, real, tokens_read
+from components.planning.facts import Facts, Texts, added_by, batch_tokens, index_bytes, padded, passed, real, token_bytes
 from components.towers.device import FREED_FROM, even_shapes, pick_dtype
 from components.towers.encoder import TOKENS_PER_BATCH
 from components.towers.losses import judge_length
@@ -476,7 +476,7 @@ def needs_of(config: Any, facts: Facts, number_bytes: int, on_card: bool = False
     learning += 24 * config.distillation.batch_size * documents if config.distillation.refine_negatives == "all" else 0
     measuring = inference + 4 * every + 4 * vectors
     if config.evaluation.untrained_student:  # it reads all documents at once
-        measuring += 8 * documents * facts.student.width + tokens_read(facts.documents.student, documents, facts.untrained_length)[0]
+        measuring += 8 * documents * facts.student.width + token_bytes(facts.documents.student, documents, facts.untrained_length)
     built, index, merging = index_bytes(config.index, documents, dimension)
     encoding = inference + 6 * dimension * config.encoding.shard_size
     registered = adapters + small + 4 * every + index + 100 * documents
@@ -500,13 +500,12 @@ def needs_of(config: Any, facts: Facts, number_bytes: int, on_card: bool = False
 
 
 def _with_tokens(towers: Any, facts: Facts, training: int) -> int:
-    """Bytes of a training that takes `training` beside the tokens of all texts, or of the reading of the documents where that is more."""
+    """Bytes of a training that takes `training` beside the tokens of all texts, which it holds."""
     if towers.training == "none":
         return training
     queries = facts.sources.get("train") or facts.dev
-    own = tokens_read(queries.teacher, queries.count, towers.max_query_length)[1]
-    reading, held = tokens_read(facts.documents.teacher, facts.documents.count, towers.max_document_length)
-    return own + max(reading, held + training)
+    training += token_bytes(queries.teacher, queries.count, towers.max_query_length)
+    return training + token_bytes(facts.documents.teacher, facts.documents.count, towers.max_document_length)
 
 
 def mined_bytes(towers: Any, facts: Facts) -> int:

@@ -29,6 +29,7 @@ NO_CHARACTER = "\ufdd0"
 # What the tokens of an even batch are a multiple of: up to `LARGE_BATCH` tokens, and above. Of every multiple oneDNN keeps something;
 # with the larger one alone small chunks were up to a half padding.
 EVEN_TOKENS, EVEN_TOKENS_OF_LARGE, LARGE_BATCH = 64, 256, 4096
+_AT_ONCE = 1000  # texts: what the compiled tokenizer says of a token takes several times the memory of its number
 _ONE_USE = threading.RLock()  # lengths and control tokens are settings of a tokenizer that encoders share, in a server across threads
 _PLAIN: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # made once for a tokenizer, and only if a text asks for it
 
@@ -54,9 +55,9 @@ def rows_of(tokenizer: Any, texts: Sequence[str], contract: EncodingContract, ad
     """
     if not texts:
         return []
-    prompted, length = [contract.prompt + text for text in texts], contract.max_length
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    length, backend = contract.max_length, getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
+        prompted = [contract.prompt + text for text in texts]
         options = {"add_special_tokens": add_special_tokens, "split_special_tokens": contract.split_special_tokens}
         return [row[:length] for row in tokenizer(prompted, truncation=True, max_length=length, **options)["input_ids"]]
     with _ONE_USE:
@@ -64,8 +65,12 @@ def rows_of(tokenizer: Any, texts: Sequence[str], contract: EncodingContract, ad
         backend.enable_truncation(length)
         controlled = contract.split_special_tokens and contract.prompt != "" and has_control_token(tokenizer, contract.prompt)
         backend.encode_special_tokens = contract.split_special_tokens and not controlled
-        # A tokenizer does not cut at all where its own tokens alone are more than the longest row.
-        rows = [encoding.ids[:length] for encoding in backend.encode_batch_fast(prompted, add_special_tokens=add_special_tokens)]
+        rows: list[list[int]] = []
+        for start in range(0, len(texts), _AT_ONCE):
+            prompted = [contract.prompt + text for text in texts[start : start + _AT_ONCE]]
+            found = backend.encode_batch_fast(prompted, add_special_tokens=add_special_tokens)
+            # A tokenizer does not cut at all where its own tokens alone are more than the longest row.
+            rows += [encoding.ids[:length] for encoding in found]
         if controlled or (contract.split_special_tokens and _is_unigram(backend)):
             for number in (n for n, text in enumerate(texts) if has_control_token(tokenizer, text)):
                 rows[number] = _encoded_apart(tokenizer, contract, texts[number], add_special_tokens)

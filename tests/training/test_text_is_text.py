@@ -150,6 +150,14 @@ def test_a_control_token_of_the_prompt_stays_one(tokenizer: Any) -> None:
     assert short[-1] == named[-1]
 
 
+def test_texts_that_are_read_in_pieces_keep_their_tokens(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control tokens of a text are looked up by its place, which is another in a piece."""
+    texts, how = [*PLAIN, "", *(f"heart {name} attack" for name in NAMES), *PLAIN], contract(tokenizer)
+    whole = token_ids(tokenizer, texts, how)
+    monkeypatch.setattr("components.towers.tokens._AT_ONCE", 2)
+    assert token_ids(tokenizer, texts, how) == whole == [token_ids(tokenizer, [text], how)[0] for text in texts]
+
+
 @pytest.mark.parametrize("longest", [1, 2, 3, 4])
 def test_no_row_is_empty_or_longer_than_the_longest(tokenizer: Any, longest: int) -> None:
     for append_eos in {tokenizer.eos_token_id is not None, False}:
