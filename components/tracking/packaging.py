@@ -358,12 +358,13 @@ def log_model(
 @contextmanager
 def _whole_or_gone(store: Path | None) -> Iterator[None]:
     """Remove what a block that fails has put into the folder of a local store: the next attempt writes into one of its own, so a disk that
-    became full here would stay so.
+    became full here would stay so. A folder that was there before is none of ours, whatever a server calls the place of a new model.
     """
+    new = store is not None and not store.exists()
     try:
         yield
     except BaseException:
-        if store is not None:
+        if store is not None and new:
             shutil.rmtree(store, ignore_errors=True)
         raise
 

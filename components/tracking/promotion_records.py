@@ -397,8 +397,10 @@ def read_file(chain: Chain, run_id: str, number: int) -> dict[str, Any]:
         raise ArtifactError(f"{chain.name}: {said} (swept away by `mlflow gc`, it comes back from a backup alone).")
     folder = local_path(run.artifact_uri or "")
     try:
-        content = read_bounded(folder / RECORD_FILE, MOST_BYTES) if folder is not None else _read_remote(run_id)
+        content = read_bounded(folder / RECORD_FILE, MOST_BYTES) if folder is not None else _read_remote(run_id, chain.run_id)
     except (ArtifactError, OSError) as error:
+        if store.is_of_a_store(error):  # what a server answers has the form of an OSError too
+            raise
         raise ArtifactError(f"{chain.name}: the file of promotion record {number} cannot be read. {error}") from None
     return parse_record(content, f"Promotion record {number}")
 
@@ -418,7 +420,8 @@ def parse_record(content: bytes, title: str) -> dict[str, Any]:
     return found
 
 
-def _read_remote(run_id: str) -> bytes:
+def _read_remote(run_id: str, anchor: str) -> bytes:
+    """The file of a record in a remote store. `anchor`: the chain's own run, whose place there is asked whether the store is well."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             return read_bounded(Path(client().download_artifacts(run_id, RECORD_FILE, folder)), MOST_BYTES)
@@ -427,6 +430,7 @@ def _read_remote(run_id: str) -> bytes:
                 raise
             require_answer()
             client().get_run(run_id)
+            client().list_artifacts(anchor)  # the server may be well, and what keeps its files be away
             raise ArtifactError(str(error)) from None
 
 
