@@ -267,8 +267,8 @@ def _download(uri: str, fresh: bool) -> Path:
     if target.is_dir() and not fresh and _is_current(uri, target):
         return target
     with scratch(target.parent, ".partial-") as staging:
+        found = Path(_fetched(uri, staging / "new"))
         try:
-            found = Path(_fetched(uri, staging / "new"))
             if target.is_dir():
                 target.replace(staging / "old")
             found.replace(target)
