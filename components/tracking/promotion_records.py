@@ -195,8 +195,7 @@ def state_head(retriever_name: str, records: Sequence[Mapping[str, Any]]) -> Non
     if not records:
         return
     there = {info.version: info for info in registry.versions(f"{retriever_name}-release")}
-    champion = there.get(records[-1]["to_version"])
-    release = champion or there.get(max(there, default=0))  # the newest one, where the champion was deleted or none is left
+    release = there.get(records[-1]["to_version"]) or there.get(max(there, default=0))  # the newest, where that was deleted or none is left
     if release is None:
         return
     head = f"{release.version}:{release.created_ms}:{records[-1]['sequence']}:{records[-1]['digest']}"
@@ -356,8 +355,7 @@ class Chain:
 
 def _number_of(key: str) -> int:
     """The place that a parameter of the chain's run claims; 0 for one that claims none."""
-    found = _PLACE.fullmatch(key)
-    number = int(found[1]) if found else 0
+    number = int(found[1]) if (found := _PLACE.fullmatch(key)) else 0
     return number if key == RECORD_KEY.format(number) else 0
 
 
@@ -399,8 +397,6 @@ def read_file(chain: Chain, run_id: str, number: int) -> dict[str, Any]:
     try:
         content = read_bounded(folder / RECORD_FILE, MOST_BYTES) if folder is not None else _read_remote(run_id, chain.run_id)
     except (ArtifactError, OSError) as error:
-        if store.is_of_a_store(error):  # what a server answers has the form of an OSError too
-            raise
         raise ArtifactError(f"{chain.name}: the file of promotion record {number} cannot be read. {error}") from None
     return parse_record(content, f"Promotion record {number}")
 
@@ -421,7 +417,6 @@ def parse_record(content: bytes, title: str) -> dict[str, Any]:
 
 
 def _read_remote(run_id: str, anchor: str) -> bytes:
-    """The file of a record in a remote store. `anchor`: the chain's own run, whose place there is asked whether the store is well."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             return read_bounded(Path(client().download_artifacts(run_id, RECORD_FILE, folder)), MOST_BYTES)
@@ -429,8 +424,9 @@ def _read_remote(run_id: str, anchor: str) -> bytes:
             if isinstance(error, ScalingNoteError) or (isinstance(error, OSError) and not store.is_of_a_store(error)):
                 raise
             require_answer()
-            client().get_run(run_id)
-            client().list_artifacts(anchor)  # the server may be well, and what keeps its files be away
+            with translated("read the promotion records"):  # its refusals have the form of an OSError too
+                client().get_run(run_id)
+                client().list_artifacts(anchor)  # the server may be well, and what keeps its files be away
             raise ArtifactError(str(error)) from None
 
 
