@@ -242,8 +242,7 @@ def _complete(retriever_name: str, record: Mapping[str, Any], existing: list[dic
 def _write_run(chain: Chain, record: Mapping[str, Any]) -> str:
     """A run that holds the record. It stays RUNNING until its place is claimed."""
     tags = {"sequence": record["sequence"], "record_digest": record["digest"], "mlflow.user": claimed_user()}
-    run = client().create_run(chain.experiment, run_name=RECORD_KEY.format(record["sequence"]), tags=labels.prefixed(tags))
-    run_id = str(run.info.run_id)
+    run_id = str(client().create_run(chain.experiment, None, labels.prefixed(tags), RECORD_KEY.format(record["sequence"])).info.run_id)
     client().log_dict(run_id, dict(record), RECORD_FILE)
     return run_id
 
@@ -426,7 +425,8 @@ def _read_remote(run_id: str, anchor: str) -> bytes:
             require_answer()
             with translated("read the promotion records"):  # its refusals have the form of an OSError too
                 client().get_run(run_id)
-                client().list_artifacts(anchor)  # the server may be well, and what keeps its files be away
+                if embedded.reader() is None:
+                    client().list_artifacts(anchor)  # the server may be well, and what keeps its files be away
             raise ArtifactError(str(error)) from None
 
 
