@@ -35,6 +35,7 @@ MAX_DATA = 60  # characters of a data folder's name in that of a run
 EVENTS = "scalingnote."
 EVENT_SECONDS = 5.0  # that a command waits for the server to take an event
 cancelled_runs: set[str] = set()  # Prefect's ids of the runs of this process that a person ended
+told_again = threading.Event()  # set while a step goes on a minute after its cancellation was told
 _unannounced: list[str] = []  # what goes on now that is nobody's to act on
 
 
@@ -201,7 +202,9 @@ def _interrupt_until(done: threading.Event) -> None:
     while not done.is_set():
         # A script's background ignores Ctrl-C, and then only SIGTERM is heard.
         _thread.interrupt_main(signal.SIGTERM if signal.getsignal(signal.SIGINT) is signal.SIG_IGN else signal.SIGINT)
-        done.wait(RETELL_SECONDS)
+        if not done.wait(RETELL_SECONDS):
+            told_again.set()
+    told_again.clear()
 
 
 def _is_being_cancelled(run: FlowRun) -> bool:

@@ -49,7 +49,7 @@ from components.artifacts import (
 from components.code import Reached, reached_by
 from components.errors import ArtifactError, ConfigError, DataError, ResourceError, ScalingNoteError, masked
 from components.progress import begin_step
-from flows.reporting import say, watched
+from flows.reporting import say, told_again, watched
 from flows.why import STEPS, at_start, keep_begin, keep_end, keep_use, last_use, made_by, named_settings, unused
 
 if TYPE_CHECKING:
@@ -270,8 +270,15 @@ def _told_to_end(number: int, *_frame: object) -> NoReturn:
 
     A second exception in the midst of the tidying up left its work undone, and now and then a lock of Prefect's client held for good.
     """
-    signal.signal(signal.SIGTERM, lambda *_: None)  # not SIG_IGN, which programs that we start would inherit
+    signal.signal(signal.SIGTERM, _told_once_more)  # not SIG_IGN, which programs that we start would inherit
     raise TerminationSignal(signal=number)
+
+
+def _told_once_more(number: int, *_frame: object) -> None:
+    """Nothing, but where a cancelled step goes on: what was raised first was lost within a destructor."""
+    if told_again.is_set():
+        told_again.clear()
+        raise TerminationSignal(signal=number)
 
 
 # In the place of its own: Prefect confirms a cancellation of its page only while the handler that it knows by this name is installed.
@@ -320,10 +327,18 @@ def remove_unused(days: int, only: str | None = None, dry_run: bool = False) -> 
 
 @contextmanager
 def _removing_alone() -> Iterator[None]:
-    """Hold the home's lock for removals: schedules of two workers come at the same minute, and would count and remove the same."""
+    """Hold the home's lock for removals: schedules of two workers come at the same minute, and would count and remove the same.
+
+    Where no lock can be had (a home that is only read, or somebody else's file), the block runs without one.
+    """
     path = settings.home() / "locks" / "prune-work.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as handle:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = path.open("a")
+    except OSError:
+        yield
+        return
+    with handle:
         if not settings.locked(handle, wait=False):
             print(f"Waiting: another command is removing results in {settings.work_folder()}.", file=sys.stderr, flush=True)
             settings.locked(handle)

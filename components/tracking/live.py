@@ -69,16 +69,14 @@ def marked_as_running(run_id: str, about: Mapping[str, Any]) -> Iterator[Mark]:
     """
     own = _folder() / f"{run_id}.json"
     own.parent.mkdir(parents=True, exist_ok=True)
-    begun = own.with_name(f".{run_id}")
-    with begun.open("w", encoding="utf-8") as handle:
+    with own.open("w", encoding="utf-8") as handle:  # under its own name: one that is killed here leaves a mark that is found, if empty
         with suppress(OSError):  # a file system without locks, where no run is ever taken for a killed one
             fcntl.flock(handle, fcntl.LOCK_EX)
         try:
             handle.write(json.dumps(dict(about)))
             handle.flush()
-            begun.replace(own)  # whole and locked before anybody finds it
         except OSError:  # a full disk
-            begun.unlink(missing_ok=True)
+            own.unlink(missing_ok=True)
             raise
         yield Mark(own, handle)
 

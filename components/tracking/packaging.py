@@ -267,8 +267,8 @@ def _download(uri: str, fresh: bool) -> Path:
     if target.is_dir() and not fresh and _is_current(uri, target):
         return target
     with scratch(target.parent, ".partial-") as staging:
+        found = Path(_fetched(uri, staging / "new"))
         try:
-            found = Path(_fetched(uri, staging / "new"))
             if target.is_dir():
                 target.replace(staging / "old")
             found.replace(target)
@@ -358,12 +358,13 @@ def log_model(
 @contextmanager
 def _whole_or_gone(store: Path | None) -> Iterator[None]:
     """Remove what a block that fails has put into the folder of a local store: the next attempt writes into one of its own, so a disk that
-    became full here would stay so.
+    became full here would stay so. A folder that was there before is none of ours, whatever a server calls the place of a new model.
     """
+    new = store is not None and not store.exists()
     try:
         yield
     except BaseException:
-        if store is not None:
+        if store is not None and new:
             shutil.rmtree(store, ignore_errors=True)
         raise
 

@@ -195,8 +195,7 @@ def state_head(retriever_name: str, records: Sequence[Mapping[str, Any]]) -> Non
     if not records:
         return
     there = {info.version: info for info in registry.versions(f"{retriever_name}-release")}
-    champion = there.get(records[-1]["to_version"])
-    release = champion or there.get(max(there, default=0))  # the newest one, where the champion was deleted or none is left
+    release = there.get(records[-1]["to_version"]) or there.get(max(there, default=0))  # the newest, where that was deleted or none is left
     if release is None:
         return
     head = f"{release.version}:{release.created_ms}:{records[-1]['sequence']}:{records[-1]['digest']}"
@@ -243,8 +242,7 @@ def _complete(retriever_name: str, record: Mapping[str, Any], existing: list[dic
 def _write_run(chain: Chain, record: Mapping[str, Any]) -> str:
     """A run that holds the record. It stays RUNNING until its place is claimed."""
     tags = {"sequence": record["sequence"], "record_digest": record["digest"], "mlflow.user": claimed_user()}
-    run = client().create_run(chain.experiment, run_name=RECORD_KEY.format(record["sequence"]), tags=labels.prefixed(tags))
-    run_id = str(run.info.run_id)
+    run_id = str(client().create_run(chain.experiment, None, labels.prefixed(tags), RECORD_KEY.format(record["sequence"])).info.run_id)
     client().log_dict(run_id, dict(record), RECORD_FILE)
     return run_id
 
@@ -356,8 +354,7 @@ class Chain:
 
 def _number_of(key: str) -> int:
     """The place that a parameter of the chain's run claims; 0 for one that claims none."""
-    found = _PLACE.fullmatch(key)
-    number = int(found[1]) if found else 0
+    number = int(found[1]) if (found := _PLACE.fullmatch(key)) else 0
     return number if key == RECORD_KEY.format(number) else 0
 
 
@@ -397,7 +394,7 @@ def read_file(chain: Chain, run_id: str, number: int) -> dict[str, Any]:
         raise ArtifactError(f"{chain.name}: {said} (swept away by `mlflow gc`, it comes back from a backup alone).")
     folder = local_path(run.artifact_uri or "")
     try:
-        content = read_bounded(folder / RECORD_FILE, MOST_BYTES) if folder is not None else _read_remote(run_id)
+        content = read_bounded(folder / RECORD_FILE, MOST_BYTES) if folder is not None else _read_remote(run_id, chain.run_id)
     except (ArtifactError, OSError) as error:
         raise ArtifactError(f"{chain.name}: the file of promotion record {number} cannot be read. {error}") from None
     return parse_record(content, f"Promotion record {number}")
@@ -418,7 +415,7 @@ def parse_record(content: bytes, title: str) -> dict[str, Any]:
     return found
 
 
-def _read_remote(run_id: str) -> bytes:
+def _read_remote(run_id: str, anchor: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         try:
             return read_bounded(Path(client().download_artifacts(run_id, RECORD_FILE, folder)), MOST_BYTES)
@@ -426,7 +423,10 @@ def _read_remote(run_id: str) -> bytes:
             if isinstance(error, ScalingNoteError) or (isinstance(error, OSError) and not store.is_of_a_store(error)):
                 raise
             require_answer()
-            client().get_run(run_id)
+            with translated("read the promotion records"):  # its refusals have the form of an OSError too
+                client().get_run(run_id)
+                if embedded.reader() is None:
+                    client().list_artifacts(anchor)  # the server may be well, and what keeps its files be away
             raise ArtifactError(str(error)) from None
 
 

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,9 +28,10 @@ from components.tracking.live import KILLED, End, end_of, first_started
 from components.tracking.provenance import collect_provenance
 from components.tracking.runs import CANCELLED, last_flow_run, newest_flow_run, open_flow_run, open_step
 from components.tracking.store import TrackingError, client
-from flows import cli, servers
+from flows import cli, reporting, servers
 from flows import recorder as recording
 from flows.recorder import recorded_flow
+from flows.runner import _told_to_end
 
 ROOT = Path(__file__).resolve().parents[3]
 LEFT_OPEN = """
@@ -149,6 +151,26 @@ def test_a_mark_that_a_full_disk_does_not_take_is_none(home: Path, monkeypatch: 
     monkeypatch.setattr(live.json, "dumps", full)
     with pytest.raises(OSError, match="No space left"), live.marked_as_running("1" * 32, {}):
         pytest.fail("it was marked")
+    assert not list((home / "work" / "running").iterdir())
+
+
+def test_a_process_that_is_killed_while_it_writes_its_mark_leaves_one_that_the_next_flow_finds(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It left an empty file of another name, which nobody looked for or removed."""
+    run_id = open_flow_run("retriever", "retrain", {}, collect_provenance(), {})
+
+    def killed(*_: object) -> str:
+        raise SystemExit
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(live.json, "dumps", killed)
+        with live.marked_as_running(run_id, {}):
+            pytest.fail("it was marked")
+    (mark,) = (home / "work" / "running").iterdir()
+    os.utime(mark, (past := time.time() - 86_400, past))
+    with recorded_flow("retriever", "retrain", {}):
+        assert status(run_id) == "KILLED"
     assert not list((home / "work" / "running").iterdir())
 
 
@@ -333,6 +355,31 @@ def test_a_second_signal_does_not_disturb_what_a_flow_tidies_up() -> None:
                 os.kill(os.getpid(), signal.SIGTERM)
                 heard.append("tidied up")
         assert heard == ["tidied up", "whoever listened before"]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_cancellation_whose_first_signal_was_lost_is_heard_when_it_is_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a script's background, where Ctrl-C is ignored, each later one was ignored too, and the run went on."""
+    before, done = signal.getsignal(signal.SIGTERM), threading.Event()
+    ends, told = [], []
+
+    def interrupt(number: int) -> None:
+        told.append(number)
+        try:
+            signal.getsignal(signal.SIGTERM)(number, None)  # type: ignore[operator, misc, arg-type]
+        except TerminationSignal:
+            ends.append(number)
+        if len(ends) == 2 or len(told) == 50:  # as if the first had been raised within a destructor
+            done.set()
+
+    monkeypatch.setattr(reporting, "RETELL_SECONDS", 0.01)
+    monkeypatch.setattr("_thread.interrupt_main", interrupt)
+    try:
+        signal.signal(signal.SIGTERM, _told_to_end)
+        reporting._interrupt_until(done)
+        interrupt(signal.SIGTERM)
+        assert len(ends) == 2 and not reporting.told_again.is_set(), "what others send does not disturb the tidying up"
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -516,6 +516,13 @@ def test_of_two_removals_at_once_the_second_waits_and_counts_what_is_left() -> N
     assert found == [[]]
 
 
+def test_a_home_in_which_no_lock_for_removals_can_be_made_is_looked_through_all_the_same() -> None:
+    """A home that is only read ended `prune-work --dry-run` with an error also where nothing was to be removed."""
+    settings.home().mkdir(exist_ok=True)
+    (settings.home() / "locks").write_text("in the place of the folder")
+    assert remove_unused(30, dry_run=True) == []
+
+
 def test_a_result_that_is_removed_while_a_flow_waits_for_it_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     one = step(config={"steps": 1})
     make(one)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from mlflow.exceptions import MlflowException
 from mlflow.protos import databricks_pb2
 
@@ -97,6 +98,23 @@ def test_a_cloud_that_does_not_answer_leaves_the_copy_of_this_machine(
     monkeypatch.setattr("mlflow.artifacts.list_artifacts", lambda artifact_uri: [][1])
     with pytest.raises(IndexError):
         packaging._is_current("s3://models/1", tmp_path)
+
+
+def test_what_the_store_holds_now_is_not_the_copy_of_this_machine_where_the_server_refuses_it(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`verify` held the copy against the record, and passed: a refusal has the form of an error of this machine's files."""
+    place = "mlflow-artifacts:/1/models/m/artifacts/sealed"
+    copy = packaging._download_folder(place)
+    copy.mkdir(parents=True)
+
+    def refused(**_: object) -> Any:
+        raise requests.HTTPError("403 Client Error: FORBIDDEN")
+
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", refused)
+    with pytest.raises(requests.HTTPError):
+        packaging._download(place, fresh=True)
+    assert copy.is_dir()
 
 
 @pytest.mark.parametrize(

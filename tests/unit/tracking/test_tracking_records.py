@@ -256,6 +256,10 @@ def test_a_server_that_is_in_trouble_has_not_damaged_the_file_of_a_record(
         patch.setattr(client(), "download_artifacts", unwell)
         with pytest.raises(ArtifactError, match="record 1 cannot be read"):  # the server is well, and this file is not
             read_records("retriever")
+        with monkeypatch.context() as away:  # a server that is well, and a bucket behind it that is not
+            away.setattr(client(), "list_artifacts", unwell)
+            with pytest.raises(TrackingError, match="Could not read the promotion records"):
+                read_records("retriever")
         patch.setattr(client(), "get_run", run)
         with pytest.raises(TrackingError, match="Could not read the promotion records"):
             read_records("retriever")

@@ -105,6 +105,16 @@ def test_a_registration_that_fails_half_way_leaves_no_files(home: Path, tmp_path
     verify(artifact_folder(again.name, again.version), again.digest)
 
 
+def test_a_registration_that_fails_removes_no_folder_that_was_there_before(tmp_path: Path) -> None:
+    """A server names the place of a new model, and may be wrong, or no friend."""
+    (tmp_path / "mine").mkdir()
+    for place, stays in ((tmp_path / "mine", True), (tmp_path / "new", False)):
+        with pytest.raises(OSError, match="full"), packaging._whole_or_gone(place):
+            (place / "sealed").mkdir(parents=True)
+            raise OSError("full")
+        assert place.exists() == stays
+
+
 def test_files_are_a_verified_copy_of_their_own(home: Path, tmp_path: Path) -> None:
     artifact = make_index(tmp_path / "index")
     register_index(artifact)
