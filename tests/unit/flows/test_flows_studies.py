@@ -240,6 +240,8 @@ def test_the_encoder_of_the_baselines_is_taken_at_a_commit(monkeypatch: pytest.M
         asked.pin_small_encoder()
         assert asked.config.study.small_revision == commit
         assert {form.revision for form in baselines.small_encoders(asked.config).values()} == {commit}
+    with pytest.raises(ConfigError, match=r"small_revision is that of small_encoder, which is empty"):
+        smoke(small_revision="v2")
 
 
 @pytest.mark.parametrize("student", ["teacher", "decoder-64x6"])
