@@ -128,8 +128,9 @@ class BatchPlan:
         kinds = np.array(pairs.kinds)
         self._groups = [group for members in origins.values() for group in _by_kind(members, kinds[members], config.batch_size)]
         self.steps_per_epoch = sum(len(members) // self._size for members in self._groups)
-        counts = np.unique(kinds[kinds != ""], return_counts=True)[1]
-        self.kinds_are_too_small = len(counts) > 0 and bool(counts.max() < self._size)  # so that no batch is of one kind
+        named = [kinds[members][kinds[members] != ""] for members in origins.values()]
+        counts = [int(count) for found in named for count in np.unique(found, return_counts=True)[1]]
+        self.kinds_are_too_small = bool(counts) and max(counts) < self._size  # so that no batch is of one kind
         self._epoch = -1
         self._batches: list[NDArray[np.int64]] = []
 

@@ -129,18 +129,27 @@ def _aligned_only(config: StudySettings) -> StudySettings:
 def small_encoders(config: StudySettings) -> dict[str, DistillationConfig]:
     """The encoder of the baselines by the end of its cell's name: as published, and in the student's form where that is another.
 
-    A student that is a part of the teacher may have layers that no encoder beside it has: then there is no such form of it.
+    The student may have layers that another encoder, named for the baselines, has not: then there is no such form of it.
     """
-    from components.distillation.student import as_published, as_trained
-    from components.towers.model_size import count_layers
+    from components.distillation.student import as_published, as_trained, shape_of
 
-    named, student = config.study.small_encoder, config.distillation.student
+    named = config.study.small_encoder
     changes = {"student": named, "revision": config.study.small_revision} if named else {}
     own = as_trained(config.distillation.model_copy(update=changes))
     published, asked = as_published(own), own.layers
-    needed = 0 if student != TEACHER or asked is None else asked if isinstance(asked, int) else 1 + max(asked)
-    there = not needed or needed <= count_layers(own.student, own.revision)
+    needed = 0 if not named or asked is None else asked if isinstance(asked, int) else 1 + max(asked)
+    there = not needed or needed <= shape_of(own.student, own.revision).layers
     return {"": published, **({CUT: own} if own != published and there else {})}
+
+
+def about_forms(config: StudySettings) -> list[str]:
+    """A note where the encoder of the baselines has no form of the student's, since that is cut to layers which it lacks."""
+    from components.distillation.student import as_trained
+
+    forms = small_encoders(config)
+    if CUT in forms or as_trained(config.distillation).layers is None:
+        return []
+    return [f"Systems of the student's form ({CUT}) are left out: '{forms[''].student}' has not the layers that the student is cut to."]
 
 
 def require_small_encoder(config: StudySettings) -> None:
@@ -418,6 +427,7 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
         "A difference above 0 is the student's lead.",
         _equal(config),
         *left_out(config),
+        *about_forms(config),
         *about_tuning(results, config),
         *(_about_costs(results[COST], config) if COST in results else []),
         *(f"In {metric}, by p below {LEVEL:g} after Holm's correction, the student is {found}." for metric, found in standing.items()),

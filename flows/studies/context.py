@@ -7,7 +7,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, IndexArtifact, VectorShards, open_artifact
 from components.distillation.train import StudentInputs
@@ -122,6 +122,12 @@ class StudyConfig(StepConfig):
         if len(set(seeds)) < len(seeds):
             raise ValueError("a seed stands there twice, which would count one training as two; name different seeds")
         return seeds
+
+    @model_validator(mode="after")
+    def _of_an_encoder(self) -> StudyConfig:
+        if self.small_revision and not self.small_encoder:
+            raise ValueError("small_revision is that of small_encoder, which is empty; the student's own is distillation.revision")
+        return self
 
 
 class StudySettings(RetrainConfig):

@@ -183,6 +183,11 @@ def by_system(results: Results) -> dict[str, list[Scores]]:
     return runs
 
 
+def is_taken_as_it_is(config: StudySettings) -> bool:
+    """Whether no part of the teacher is trained, so that it is the same with every seed."""
+    return config.towers.training == "none" and not config.towers.companion.base_model
+
+
 def about_seeds(cells: Results, config: StudySettings, section: Literal["towers", "distillation"] = "towers") -> str:
     """The note that says with how many seeds the systems of a table were trained, and what the intervals make of them.
 
@@ -196,7 +201,7 @@ def about_seeds(cells: Results, config: StudySettings, section: Literal["towers"
         return "No system of this table was trained, so none needs seeds."
     seeds = sorted({*seeds_of(config, section), *(seed for found in trained.values() for seed in found)})
     fewer = [f"{name} ({', '.join(map(str, sorted(found)))})" for name, found in trained.items() if len(found) < len(seeds)]
-    untrained = config.towers.training == "none" and not config.towers.companion.base_model
+    untrained = is_taken_as_it_is(config)
     taken = " The teacher is no training but taken as it is (towers.training none), the same with every seed."
     taken = taken if untrained and any(TEACHER in name for name in trained) else ""
     if len(seeds) < 2:

@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING, Any
 from components.artifacts import Artifact
 from components.errors import CollapseError, ConfigError
 from flows.studies.context import Context, StudySettings
-from flows.studies.framework import Cell, Results, about_queries, about_seeds, about_untimed, by_system, require, seeded, seeds_of
+from flows.studies.framework import (
+    Cell,
+    Results,
+    about_queries,
+    about_seeds,
+    about_untimed,
+    by_system,
+    is_taken_as_it_is,
+    require,
+    seeded,
+    seeds_of,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -166,7 +177,7 @@ def notes(results: Results, frame: pd.DataFrame, config: StudySettings) -> list[
     lines = [
         about_queries(results[TEACHER], config, chances=False),
         about_seeds(results, config, "distillation"),
-        "The teacher is one training, with its own seed.",
+        "The teacher is taken as it is." if is_taken_as_it_is(config) else "The teacher is one training, with its own seed.",
         speed,
     ]
     lines += about_untimed(frame["system"].tolist(), measured["systems"])

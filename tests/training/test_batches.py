@@ -116,6 +116,13 @@ def test_kinds_that_are_all_too_small_for_a_batch_are_known(kinds: str, expected
     assert BatchPlan(named, TowerConfig(batch_size=8), [1] * 40, [1] * 40).kinds_are_too_small is expected
 
 
+def test_kinds_that_are_too_small_within_each_data_set_are_known() -> None:
+    named = replace(world(40), kinds=list("abcd") * 10, origins=["x"] * 20 + ["y"] * 20)
+    for homogeneous in (False, True):
+        plan = BatchPlan(named, TowerConfig(batch_size=8, homogeneous_batches=homogeneous), [1] * 40, [1] * 40)
+        assert plan.kinds_are_too_small is homogeneous
+
+
 def test_homogeneous_batches_hold_one_data_set_and_come_in_random_order() -> None:
     origins = ["a"] * 40 + ["b"] * 24
     found = plan(64, origins, batch_size=8, homogeneous_batches=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from components.towers.loop import CHECKPOINT, Training, in_chunks
 from components.towers.negatives import HardNegatives, Mined, round_of_step
 from components.towers.pairs import Pairs
 from components.towers.tokens import pad_batch, tokens_of
-from components.towers.train import train_towers, training_losses
+from components.towers.train import _check_collapse, train_towers, training_losses
 from components.towers.transformer import check_attention, set_attention
 from components.towers.two_towers import TwoTowers
 from tests.training.test_mining_report import report
@@ -398,6 +399,20 @@ def test_a_few_queries_are_no_collapse(home: Path, tmp_path: Path) -> None:
         folder.mkdir()
         train_towers(Pairs(queries()[:count], documents(), asked, relevant), config, {}, folder)
         assert read_json(folder / "training_log.json")["spread"]["query"]["effective_rank"] <= count
+
+
+@pytest.mark.parametrize(("different", "refused"), [(64, True), (3, False)])
+def test_many_texts_of_which_few_token_rows_are_left_are_a_collapse_and_few_texts_are_none(different: int, refused: bool) -> None:
+    """A prompt that leaves room for one word makes three rows of all queries, whose vectors tell three kinds of them apart."""
+    rows, texts = [[1, number % 3] for number in range(64)], [f"query {number % different}" for number in range(64)]
+    towers: Any = SimpleNamespace(encode=lambda asked, _: np.eye(8, dtype=np.float32)[[row[1] for row in asked]])
+    whole = SimpleNamespace(queries=texts, documents=texts)
+    run: Any = SimpleNamespace(query_tokens=rows, document_tokens=rows, pairs=whole, towers=towers)
+    if refused:
+        with pytest.raises(CollapseError, match=r"effective rank of 3\.0 \(allowed: at least 4"):
+            _check_collapse(run, TowerConfig())
+    else:
+        assert _check_collapse(run, TowerConfig())["query"].effective_rank == pytest.approx(3, abs=0.01)
 
 
 def test_batches_by_a_field_of_single_values_say_that_they_are_of_any_pairs(

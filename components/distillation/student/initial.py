@@ -454,7 +454,7 @@ def _check(config: DistillationConfig, dimension: int, tower: Shape | None) -> N
     if config.student != TEACHER and shape.width > dimension:
         raise ModelError(
             f"The student '{config.student}' is {shape.width} wide, the index {dimension}: a student must not be wider than its index. "
-            "Take a narrower student, or raise towers.dimension."
+            "Take a narrower student, or build an index of wider vectors (towers.dimension)."
         )
     if not FORMS[config.form].has_layers:
         return

@@ -50,8 +50,12 @@ FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
 CHARACTERS_PER_TOKEN = 4  # where tokens are guessed
 # The settings of an endpoint lie in the tower, whose digest is in the key of what is encoded with it.
 AGAIN = (
-    "Finished shards are kept: the same command goes on from there, later or at once, and counts anew. With other settings in "
-    "towers.endpoint all documents are sent again."
+    "Finished shards are kept: the same command goes on from there, later or at once. With other settings in towers.endpoint all "
+    "documents are sent again."
+)
+LIMITED = (
+    "Finished shards are kept: the same command goes on from there and counts anew. Where it ends here once more, no shard has room below "
+    "the limit: raise it, with which all documents are sent again, or take less data."
 )
 _SHOWN = 120
 
@@ -90,7 +94,7 @@ class EndpointEncoder:
         # Counted before it is sent, so that no limit is passed; corrected by what the server says.
         expected = guessed_tokens(texts)
         with self._lock:
-            require_within(self._endpoint, self.tokens + expected, "This run would use", AGAIN)
+            require_within(self._endpoint, self.tokens + expected, "This run would use", LIMITED)
             self.tokens += expected
         # Servers refuse a text without anything in it.
         body = {"model": self._endpoint.model, "input": [text or " " for text in texts], "encoding_format": "float"}

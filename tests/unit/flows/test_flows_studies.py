@@ -240,12 +240,18 @@ def test_the_encoder_of_the_baselines_is_taken_at_a_commit(monkeypatch: pytest.M
         asked.pin_small_encoder()
         assert asked.config.study.small_revision == commit
         assert {form.revision for form in baselines.small_encoders(asked.config).values()} == {commit}
+    with pytest.raises(ConfigError, match=r"small_revision is that of small_encoder, which is empty"):
+        smoke(small_revision="v2")
 
 
-def test_baselines_of_another_encoder_lack_the_form_of_a_student_of_more_layers_that_is_a_part_of_the_teacher() -> None:
-    for layers, names in ((1, ["", "-cut"]), ((0, 1), ["", "-cut"]), (3, [""]), ((0, 5), [""])):
-        overrides = {"distillation": {"student": "teacher", "layers": layers}, "study": {"small_encoder": "tiny-encoder"}}
-        assert list(baselines.small_encoders(load_settings(StudySettings, "smoke", overrides=overrides))) == names
+@pytest.mark.parametrize("student", ["teacher", "decoder-64x6"])
+def test_baselines_of_another_encoder_lack_the_form_of_a_student_of_more_layers_and_say_so(student: str) -> None:
+    for layers, names in ((1, ["", "-cut"]), ((0, 1), ["", "-cut"]), (3, [""]), ((0, 5), [""]), (None, [""])):
+        overrides = {"distillation": {"student": student, "layers": layers}, "study": {"small_encoder": "tiny-encoder"}}
+        config = load_settings(StudySettings, "smoke", overrides=overrides)
+        assert list(baselines.small_encoders(config)) == names
+        said = ["Systems of the student's form (-cut) are left out: 'tiny-encoder' has not the layers that the student is cut to."]
+        assert baselines.about_forms(config) == (said if layers in (3, (0, 5)) else [])
 
 
 def test_three_seeds_are_trained_unless_others_are_named() -> None:
@@ -319,6 +325,17 @@ def test_a_teacher_that_is_taken_as_it_is_is_not_said_to_be_trained(tmp_path: Pa
     assert "no training" not in about_seeds({"student@13": _artifact(tmp_path)}, taken)
     beside = load_settings(StudySettings, "smoke", overrides={"towers": {"training": "none", "companion": {"base_model": "tiny-encoder"}}})
     assert "no training" not in about_seeds({"teacher@13": _artifact(tmp_path)}, beside)  # its companion is trained
+
+
+@pytest.mark.parametrize(("training", "told"), [("none", "The teacher is taken as it is."), ("lora", "The teacher is one training,")])
+def test_a_retention_tells_a_teacher_that_is_taken_as_it_is(training: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "about_queries", lambda *_, **__: "")
+    monkeypatch.setattr(retention, "layers_left_out", lambda _: [])
+    monkeypatch.setattr("components.studies.scores.read_result", lambda _: {"machine": "m", "systems": {}})
+    found: Any = SimpleNamespace(path=None)
+    config = load_settings(StudySettings, "smoke", overrides={"towers.training": training})
+    lines = retention.notes({"teacher": found, "speed": found}, pd.DataFrame({"system": []}), config)
+    assert sum(line.startswith(told) for line in lines) == 1
 
 
 @pytest.mark.parametrize("study", ["scaling_law", "robustness", "corpus_growth"])
@@ -485,11 +502,12 @@ def test_a_learning_rate_that_collapses_costs_a_baseline_nothing_but_that_rate(m
         best(1e-4, 3e-4, 1e-3)
 
 
-def test_baselines_come_whole_and_in_the_students_form_where_that_is_another() -> None:
+def test_baselines_come_whole_and_in_the_students_form_where_that_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["bm25", "untrained", "symmetric", "end-to-end", "teacher", "student-aligned", "student"]
     assert list(baselines.systems_of(context())) == names
     cut = Unchecked(load_settings(StudySettings, "smoke", overrides={"distillation.layers": 1}), NoRecorder())  # type: ignore[arg-type]
     assert [name for name in baselines.systems_of(cut) if name.endswith("-cut")] == ["untrained-cut", "symmetric-cut", "end-to-end-cut"]
+    monkeypatch.setattr("components.distillation.student.shape_of", lambda *_: SimpleNamespace(layers=2))
     named = load_settings(StudySettings, "smoke", overrides={"study.small_encoder": "acme/embed", "distillation.layers": 1})
     assert [(form.student, form.layers) for form in baselines.small_encoders(named).values()] == [("acme/embed", None), ("acme/embed", 1)]
 
