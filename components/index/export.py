@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 ROWS_PER_SHARD = 65_536
 POINTS_PER_CALL = 256
 COLUMNS = ("doc_id", "content_hash", "title")
-# Qdrant takes numbers and UUIDs as ids: a document's is the UUID of its id in this namespace, so a second export overwrites.
 _NAME = re.compile(r'[^<>:"/\\|?*\x00-\x1f]{1,255}')  # that Qdrant gives a collection
+# Qdrant takes numbers and UUIDs as ids: a document's is the UUID of its id in this namespace, so a second export overwrites.
 NAMESPACE = uuid.UUID("6d6b8f4e-2a51-5c63-9f0d-7c1e8b2a9d34")
 
 
@@ -122,7 +122,7 @@ def open_qdrant(where: str, collection: str) -> QdrantClient:
 
     if not _NAME.fullmatch(collection) or is_blank(collection):
         raise ConfigError(
-            f"'{collection[:60]}' names no collection: Qdrant takes 1 to 255 letters, without any of < > : \" / \\ | ? *. Name another."
+            f"'{collection[:60]}' names no collection: Qdrant takes 1 to 255 letters, none of < > : \" / \\ | ? *. Give --collection."
         )
     try:
         client = qdrant_client(where)

@@ -466,7 +466,8 @@ def needs_of(config: Any, facts: Facts, number_bytes: int, on_card: bool = False
     floor = loaded + KEPT_MODELS * weights
     inference = weights + (0 if on_card else INFERENCE_TOKEN * max(config.encoding.tokens_per_batch, 2048))
     training = weights if on_card else HOST_BUFFERS + training_bytes(config, facts, number_bytes, on_host=True)
-    training = weights + _with_tokens(towers, facts, training + facts.judge_bytes(towers) + mined_bytes(towers, facts))
+    training += facts.judge_bytes(towers) + mined_bytes(towers, facts)
+    training = weights + (training if towers.training == "none" else _with_tokens(towers, facts, training))
     beside = weights + _with_tokens(towers, facts, 0 if on_card else HOST_BUFFERS + companion_bytes(config, facts, on_host=True))
     every, trained = student_parameters(config, facts)
     targets = sum(texts.count for texts in target_texts(config, facts))
@@ -501,8 +502,6 @@ def needs_of(config: Any, facts: Facts, number_bytes: int, on_card: bool = False
 
 def _with_tokens(towers: Any, facts: Facts, training: int) -> int:
     """Bytes of a training that takes `training` beside the tokens of all texts, which it holds."""
-    if towers.training == "none":
-        return training
     queries = facts.sources.get("train") or facts.dev
     training += token_bytes(queries.teacher, queries.count, towers.max_query_length)
     return training + token_bytes(facts.documents.teacher, facts.documents.count, towers.max_document_length)

@@ -252,7 +252,10 @@ def _lengths(tokenizer: Any, texts: Sequence[str], more: int) -> NDArray[np.int6
 
 
 def guessed_tokens(text: str) -> int:
-    """About how many tokens a text has, whatever its script; what a tokenizer counts may be a third more or less."""
+    """About how many tokens a text has, whatever its script: of Latin, Chinese or Japanese text a tokenizer may count a third more or less.
+
+    Of other scripts it counts half as many where it was made for many languages, and twice as many where it was made for English.
+    """
     return 1 + len(text.encode("utf-8", "surrogatepass")) // BYTES_PER_TOKEN
 
 

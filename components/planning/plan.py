@@ -23,7 +23,7 @@ from components.planning.facts import Facts, Texts
 from components.settings import free_memory
 from components.towers.device import FREED_FROM
 
-PLAN_VERSION = 13  # change it where the same data, machine and budget should lead to other settings
+PLAN_VERSION = 14  # change it where the same data, machine and budget should lead to other settings
 # Standard deviation of the difference in nDCG@10 of a query between two trainings, measured on the demo and on pages.
 TRAINING_SPREAD = 0.22
 GROUPED = 1.05  # a design effect above this is worth a word
@@ -101,6 +101,7 @@ _IN_MEMORY = {
     "encode_corpus": "Set encoding.workers to fewer where there are several, lower encoding.tokens_per_batch or encoding.shard_size, or ",
     "build_index": "Set index.index_key to auto where it is another, or ",
     "distil_query_tower": "Set distillation.refine_negatives to mined where it is all, or ",
+    "evaluate": "Set evaluation.untrained_student to false where it is true, or ",
 }
 
 
@@ -439,7 +440,7 @@ def _tries(config: Any, facts: Facts, fixed: set[str]) -> Iterator[_Try]:
     towers, distillation = config.towers, config.distillation
     wanted_steps = max(towers.steps, min(MOST_STEPS, round(PASSES * facts.pair_count / towers.batch_size)))
     wanted_epochs = max(distillation.epochs, MOST_EPOCHS)
-    longest, fewest_steps = towers.max_document_length, min(FEWEST_STEPS, towers.steps)
+    longest, fewest_steps = towers.max_document_length, _fewest_steps(towers)
     # Of many pairs two passes are so many steps that a fixed rate would end far above the fewest, and refuse budgets that hold those.
     shrinking = min(SHRINKING, (fewest_steps / wanted_steps) ** (1 / (TRIES - 2)))
     for scale in (shrinking**number for number in range(TRIES)):
@@ -457,6 +458,12 @@ def _tries(config: Any, facts: Facts, fixed: set[str]) -> Iterator[_Try]:
             if length <= SHORTEST or "towers.max_document_length" in fixed:
                 break
             length = max(SHORTEST, length * 3 // 4)
+
+
+def _fewest_steps(towers: Any) -> int:
+    """Steps below which none are tried: a training comes to its first mining, and to all the weights that it merges, or is refused."""
+    mined = towers.mining_start + 1 if towers.hard_negatives else 0
+    return int(min(towers.steps, max(FEWEST_STEPS, mined, (towers.merge_last - 1) * towers.checkpoint_every + 1)))
 
 
 def _budgeted(config: Any, facts: Facts, settings: Mapping[str, Any]) -> Iterator[Choice]:

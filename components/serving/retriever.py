@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
@@ -54,11 +54,15 @@ class Retriever:
     def search(self, queries: Sequence[str], k: int = 10, progress: str | None = None) -> list[list[Hit]]:
         """The k best documents of each query, best first, equal scores in the order of the ids; `progress` labels a bar on stderr.
 
-        Raises TypeError for one text in the place of several, whose letters would be the queries, for what is no text and a `k` that is no
-        whole number, DataError for half a character, and as `VectorIndex.search` does.
+        Raises TypeError for one text in the place of several, whose letters would be the queries, for a table or dictionary, whose names
+        would be, for what is no text and a `k` that is no whole number, DataError for half a character, and as `VectorIndex.search` does.
         """
         if isinstance(queries, str):
             raise TypeError(f"search takes a list of texts, not one text. Give [{queries[:60]!r}].")
+        if isinstance(queries, Mapping) or getattr(queries, "ndim", 1) != 1:
+            raise TypeError(
+                f"search takes a list of texts, not a {type(queries).__name__}. Give the texts alone, such as one column of a table."
+            )
         texts = list(queries)
         for number, text in enumerate(texts):
             if not isinstance(text, str):

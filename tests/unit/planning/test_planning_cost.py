@@ -182,8 +182,8 @@ def test_the_tokens_of_a_large_corpus_are_counted() -> None:
     settings = config(towers__max_document_length=20, towers__max_query_length=10)
     few, many, long = (facts(documents=texts(n, tokens)) for n, tokens in ((100, 20), (10**6, 20), (10**6, 2000)))
     tables = {name: 600 * some.documents.count + 4 * some.documents.characters for name, some in (("few", few), ("many", many))}
-    for step in ("train_towers", "train_companion"):
-        asked = config(**WITH, towers__max_document_length=20) if step == "train_companion" else settings
+    alone, taken = config(**WITH, towers__max_document_length=20), config(**WITH, towers__max_document_length=20, towers__training="none")
+    for step, asked in (("train_towers", settings), ("train_companion", alone), ("train_companion", taken)):
         beside = {"companion": ENCODER} if step == "train_companion" else {}
         memory = [needs_of(asked, facts(documents=some.documents, **beside), 4)[step].memory for some in (few, many, long)]
         assert memory[1] - memory[0] >= tables["many"] - tables["few"] + 50 * 20 * 999_900

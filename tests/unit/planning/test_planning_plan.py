@@ -253,6 +253,22 @@ def test_a_budget_that_holds_the_settings_as_they_are_is_never_too_small_for_man
         assert max(one.settings["towers.steps"] for one in tries) == min(plan.MOST_STEPS, round(2 * pairs / asked.towers.batch_size))
 
 
+@pytest.mark.parametrize(
+    ("asked", "least"),
+    [
+        ({"towers__merge_last": 3, "towers__checkpoint_every": 25}, 51),
+        ({"towers__hard_negatives": 1, "towers__mining_start": 60}, 61),
+        ({"towers__hard_negatives": 1, "towers__mining_start": 500}, 150),  # which the training refuses, whatever the budget
+    ],
+)
+def test_no_budget_leaves_a_training_fewer_steps_than_it_takes_to_mine_and_to_merge(asked: dict[str, Any], least: int) -> None:
+    settings = own(towers__steps=150, **asked)
+    for pairs in (10**3, 10**6):
+        many = facts(pair_count=pairs)
+        assert min(one.settings["towers.steps"] for one in plan._tries(settings, many, set())) == least
+        assert plan.to_budget(settings, many, (), 0.1, RATES) is None and "--budget" in plan.knob(settings, many, (), 0.1, RATES)
+
+
 def test_more_time_never_gives_fewer_steps() -> None:
     steps = []
     for budget in (20.0, 40.0, 80.0, 160.0, 320.0):
@@ -334,7 +350,8 @@ def test_disk_and_memory_that_are_too_small_are_refused_with_the_sum() -> None:
         ("train_companion", ("towers.chunk_size", "towers.companion.base_model"), ("distillation.",)),
         ("encode_corpus", ("encoding.tokens_per_batch", "towers.base_model"), ("chunk_size", "distillation.")),
         ("distil_query_tower", ("distillation.refine_negatives", "distillation.student"), ("towers.", "lengths")),
-        ("evaluate", ("Take a smaller towers.base_model", "--max-documents"), ("chunk_size", "lengths")),
+        ("evaluate", ("evaluation.untrained_student", "towers.base_model", "--max-documents"), ("chunk_size", "lengths")),
+        ("register", ("Take a smaller towers.base_model", "--max-documents"), ("evaluation.", "lengths")),
     ],
 )
 def test_where_memory_is_short_only_settings_that_the_step_hangs_on_are_named(

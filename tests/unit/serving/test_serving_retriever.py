@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from components.artifacts import IndexArtifact
@@ -41,6 +42,11 @@ def test_one_text_in_the_place_of_several_is_refused_and_its_letters_are_not_sea
     retriever = Retriever.open(WordEncoder(), index.path.parent / "encoder", index.path, TOLERANCE, index.digest)
     with pytest.raises(TypeError, match=r"not one text. Give \['apple'\]"):
         retriever.search("apple")
+    # Of these the names would be searched, without a word.
+    for named in ({"query": "apple"}, pd.DataFrame({"query": ["apple"]}), np.array([["apple"]])):
+        with pytest.raises(TypeError, match=r"a list of texts, not a (dict|DataFrame|ndarray)\. Give the texts alone"):
+            retriever.search(named)  # type: ignore[arg-type]
+    assert retriever.search(pd.Series(["apple"])) == retriever.search(["apple"])  # type: ignore[arg-type]
 
 
 def test_what_is_no_text_or_no_number_is_said_by_name_and_numbers_of_numpy_are_taken(index: IndexArtifact) -> None:
