@@ -17,7 +17,7 @@ import tempfile
 import threading
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import timedelta
 from http.client import HTTPException
 from pathlib import Path
@@ -162,13 +162,18 @@ def audit_log() -> Path:
     return expanded(given).resolve() if given else home() / "mlflow" / "audit.jsonl"
 
 
-@contextmanager
-def opening(store: str) -> Iterator[None]:
-    """Hold the home's lock for a store as long as the block opens it: of two that open a new database, both would make its tables.
+def opening(store: str) -> AbstractContextManager[None]:
+    """Hold the home's lock for a store (MLflow or Prefect) as long as the block opens it: of two, both would make a new one's tables."""
+    return alone(store.lower(), f"opening {store} in {home()}")
 
-    `store`: MLflow or Prefect. Where no lock can be had (a home that is only read), the block runs without one: it changes nothing there.
+
+@contextmanager
+def alone(lock: str, doing: str) -> Iterator[None]:
+    """Hold the home's lock of that name for the block; one that waits says what another command is `doing`.
+
+    Where no lock can be had (a home that is only read, a full disk, or somebody else's file) the block runs without one.
     """
-    path = home() / "locks" / f"{store.lower()}.lock"
+    path = home() / "locks" / f"{lock}.lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = path.open("a")
@@ -177,7 +182,7 @@ def opening(store: str) -> Iterator[None]:
         return
     with handle:
         if not locked(handle, wait=False):
-            print(f"Waiting: another command is opening {store} in {home()}.", file=sys.stderr, flush=True)
+            print(f"Waiting: another command is {doing}.", file=sys.stderr, flush=True)
             locked(handle)
         yield
 

@@ -11,7 +11,6 @@ import io
 import os
 import shutil
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -310,7 +309,8 @@ def remove_unused(days: int, only: str | None = None, dry_run: bool = False) -> 
 
     A flow that needs one of them again makes it again. A file that other folders hold too is free with the last of them.
     """
-    with _removing_alone():
+    # Schedules of two workers come at the same minute, and would count and remove the same.
+    with settings.alone("prune-work", f"removing results in {settings.work_folder()}"):
         idle, links = unused(days, only), Counter[tuple[int, int]]()
         freed = {folder: _freed(folder, links) for folder in idle}
         removed = []
@@ -323,26 +323,6 @@ def remove_unused(days: int, only: str | None = None, dry_run: bool = False) -> 
                     (folder / MANIFEST).unlink(missing_ok=True)  # first: what is killed here leaves no result that looks finished
                     shutil.rmtree(folder)
         return removed
-
-
-@contextmanager
-def _removing_alone() -> Iterator[None]:
-    """Hold the home's lock for removals: schedules of two workers come at the same minute, and would count and remove the same.
-
-    Where no lock can be had (a home that is only read, or somebody else's file), the block runs without one.
-    """
-    path = settings.home() / "locks" / "prune-work.lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = path.open("a")
-    except OSError:
-        yield
-        return
-    with handle:
-        if not settings.locked(handle, wait=False):
-            print(f"Waiting: another command is removing results in {settings.work_folder()}.", file=sys.stderr, flush=True)
-            settings.locked(handle)
-        yield
 
 
 def _freed(folder: Path, links: Counter[tuple[int, int]]) -> int:

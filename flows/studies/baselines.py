@@ -23,17 +23,7 @@ from components.towers.config import TowerConfig
 from flows.runner import Step
 from flows.steps import TRAINING_FILES, index_step, towers_key, typed, untrained_key, vectors_step
 from flows.studies.context import Context, StudySettings
-from flows.studies.framework import (
-    Cell,
-    Results,
-    about_queries,
-    about_seeds,
-    about_untimed,
-    by_system,
-    require,
-    seeded,
-    whole_trainings,
-)
+from flows.studies.framework import Cell, Results, about_queries, about_seeds, about_untimed, by_system, require, seeded, whole_trainings
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,17 +12,7 @@ from components.errors import CollapseError
 from flows.steps import untrained_key
 from flows.studies.baselines import speeds_beside
 from flows.studies.context import Context, StudySettings
-from flows.studies.framework import (
-    Cell,
-    Results,
-    about_queries,
-    about_seeds,
-    about_untimed,
-    by_system,
-    require,
-    seeded,
-    whole_trainings,
-)
+from flows.studies.framework import Cell, Results, about_queries, about_seeds, about_untimed, by_system, require, seeded, whole_trainings
 
 if TYPE_CHECKING:
     import pandas as pd

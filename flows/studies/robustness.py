@@ -10,17 +10,7 @@ from typing import TYPE_CHECKING, Any
 from components.artifacts import Artifact, DatasetArtifact, EncoderArtifact, VectorShards
 from flows.steps import snapshot_step, typed, vectors_step
 from flows.studies.context import Context, StudySettings
-from flows.studies.framework import (
-    Cell,
-    Results,
-    about_queries,
-    about_seeds,
-    by_system,
-    require,
-    require_any,
-    seeded,
-    whole_trainings,
-)
+from flows.studies.framework import Cell, Results, about_queries, about_seeds, by_system, require, require_any, seeded, whole_trainings
 
 if TYPE_CHECKING:
     import pandas as pd

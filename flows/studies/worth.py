@@ -35,17 +35,7 @@ from flows.studies.baselines import (
     systems_of,
 )
 from flows.studies.context import Context, StudySettings
-from flows.studies.framework import (
-    Cell,
-    Results,
-    about_queries,
-    about_seeds,
-    about_untimed,
-    by_system,
-    require,
-    seeded,
-    whole_trainings,
-)
+from flows.studies.framework import Cell, Results, about_queries, about_seeds, about_untimed, by_system, require, seeded, whole_trainings
 from flows.studies.retention import fields_of, layers_left_out
 
 if TYPE_CHECKING:
