@@ -58,6 +58,15 @@ distclean: clean ## the same, and .venv
 
 # --- set-up: stamps are written last, so an interrupted installation is repeated -----------------------------------------
 
+# An environment knows the whole path of its folder, and of the code that was installed into it: in a folder that was copied or moved it
+# would run the code of the old place, or nothing.
+MADE_IN := $(shell sed -n 's|^command = .* -m venv --clear ||p' $(VENV)/pyvenv.cfg 2>/dev/null)
+ifneq ($(MADE_IN),)
+ifneq ($(MADE_IN),$(abspath $(VENV)))
+.PHONY: $(VENV)/.created
+endif
+endif
+
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null || { \
 	  echo "'$(PYTHON)' cannot be used ($$($(PYTHON) --version 2>&1 | head -n 1)): scalingnote needs Python 3.11 to 3.14." >&2; \

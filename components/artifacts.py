@@ -271,10 +271,10 @@ def readable_json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, default=str) + "\n").encode()
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; raises ArtifactError when it is missing, broken, larger than any that is written, or names a field twice."""
+def read_json(path: Path, most: int = MOST_JSON) -> Any:
+    """Read a JSON file of at most `most` bytes; raises ArtifactError when it is missing, broken, larger, or names a field twice."""
     try:
-        return strict_json(read_bounded(path, MOST_JSON))
+        return strict_json(read_bounded(path, most))
     except FileNotFoundError:
         raise ArtifactError(f"{path} is missing; run the step that makes it again.") from None
     except (ValueError, RecursionError) as error:

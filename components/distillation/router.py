@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from components.artifacts import read_json
 from components.distillation.student.forms import POOLINGS
 from components.distillation.student.storage import MODULES, dense_modules, load_student, save_tokenizer
 from components.errors import ConfigError, ModelError
@@ -139,7 +138,7 @@ def _looks_both_ways(contract: EncodingContract) -> bool:
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     folder = published_folder(contract.base_model, contract.base_revision)
-    config = read_json(folder / "config.json") if folder is not None else {}
+    config = hub.read_own(folder / "config.json") if folder is not None else {}
     of_texts = config.get("text_config") or config
     return of_texts.get("use_bidirectional_attention") in (True, "all") or config.get("model_type") in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 

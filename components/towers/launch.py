@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from components.artifacts import read_json, write_json
+from components.artifacts import MOST_JSON, read_json, write_json
 from components.errors import ConfigError, DataError, ScalingNoteError
 from components.towers.config import TowerConfig
 from components.towers.pairs import Pairs
@@ -82,8 +82,8 @@ def _end_with_launcher() -> None:
 
 
 def read_pairs(path: Path) -> Pairs:
-    """The training pairs written by `write_pairs`; raises DataError for another file."""
-    raw = read_json(path)
+    """The training pairs written by `write_pairs`, however many bytes all documents take; raises DataError for another file."""
+    raw = read_json(path, max(MOST_JSON, path.stat().st_size if path.is_file() else 0))
     try:
         return Pairs(
             queries=raw["queries"],

@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from components.artifacts import read_json
 from components.errors import ModelError
 from components.towers import hub
 from components.towers.contract import mixed_formats
@@ -102,7 +101,7 @@ def require_plain_weights(unused: Iterable[str], name: str, folder: str) -> None
     Weights that were left `unused` show it, and whole numbers in the place of weights, which transformers takes for the weights themselves.
     """
     # As it stands there: that of a loaded model no longer says so once its weights were made plain again.
-    said = read_json(Path(folder) / "config.json")
+    said = hub.read_own(Path(folder) / "config.json")
     if any(isinstance(part, dict) and part.get("quantization_config") is not None for part in (said, said.get("text_config"))):
         return
     signs = [f"they come with {scale}" for scale in sorted(filter(_OF_QUANTIZED.search, unused))]

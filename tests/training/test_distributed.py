@@ -17,8 +17,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from components.artifacts import verify, write_json
-from components.errors import ConfigError, DataError, ModelError
+from components.artifacts import MOST_JSON, verify, write_json
+from components.errors import ArtifactError, ConfigError, DataError, ModelError
 from components.towers import processes as towers_processes
 from components.towers.config import TowerConfig
 from components.towers.encoder import load_tower
@@ -229,6 +229,15 @@ def test_pairs_survive_their_file_and_other_files_are_refused(tmp_path: Path, ca
         main(given)
     assert ended.value.code == ConfigError.exit_code
     assert "steps: Input should be greater than or equal to 1" in capsys.readouterr().err
+
+
+def test_pairs_of_a_corpus_larger_than_any_other_file_of_json_are_read(tmp_path: Path) -> None:
+    """They hold all documents: a training in several processes ended where those took more than 64 MB."""
+    given = replace(pairs(), documents=[*documents(), "x" * MOST_JSON])
+    write_pairs(given, tmp_path / "pairs.json")
+    assert read_pairs(tmp_path / "pairs.json") == given
+    with pytest.raises(ArtifactError, match="is missing"):
+        read_pairs(tmp_path / "none.json")
 
 
 def test_the_settings_say_what_cannot_work_together() -> None:

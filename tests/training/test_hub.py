@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 import shutil
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from components.artifacts import digest_of, file_sha256
-from components.errors import ArtifactError, ModelError
+from components.errors import ArtifactError, ModelError, ResourceError
 from components.towers import hub
-from components.towers.base_models import build_decoder, build_tiny_encoder, is_on_hub, load_config, pinned_revision, resolve_base
+from components.towers.base_models import (
+    build_decoder,
+    build_tiny_encoder,
+    is_on_hub,
+    load_config,
+    load_weights,
+    pinned_revision,
+    resolve_base,
+)
 from components.towers.contract import EncodingContract
 from components.towers.encoder import _base_of
 from tests.hub_world import hub_on_loopback, keep_in_cache, use_cache
@@ -266,6 +279,102 @@ def test_a_download_that_breaks_leaves_a_sentence_and_is_continued(cache: Path, 
             resolve_base("acme/mini")
         server.broken.clear()
         assert load_config(resolve_base("acme/mini")).num_hidden_layers == 2
+
+
+def test_a_cache_that_cannot_be_written_is_told_as_such_and_not_as_a_hub_that_is_away(
+    cache: Path, decoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    cache.write_text("a file in the place of the folder")
+    with hub_on_loopback(monkeypatch, cache) as server:
+        server.add("acme/mini", decoder)
+        with pytest.raises(ModelError, match=r"cannot be kept in the cache .*Not a directory.* HF_HOME"):
+            resolve_base("acme/mini")
+        cache.unlink()
+        monkeypatch.setattr("huggingface_hub.file_download.http_get", full)
+        with pytest.raises(ResourceError, match=r"cannot be kept in the cache .*No space left on device.* HF_HOME"):
+            resolve_base("acme/mini")
+
+
+def test_certificates_that_are_not_there_are_named(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(*_: object, **__: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")  # as ssl says it, without a name
+
+    with hub_on_loopback(monkeypatch, cache):
+        monkeypatch.setattr("huggingface_hub.HfApi.model_info", asked)
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "company.pem"))
+        with pytest.raises(ModelError, match=r"SSL_CERT_FILE names '.*company\.pem', which is not there"):
+            resolve_base("acme/mini")
+
+
+def test_the_merges_of_a_tokenizer_of_python_code_are_fetched(
+    cache: Path, decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PhoBERT and BERTweet could not be loaded without them."""
+    shutil.copytree(decoder, tmp_path / "pho")
+    (tmp_path / "pho" / "bpe.codes").write_text("a b 1\n")
+    with hub_on_loopback(monkeypatch, cache) as server:
+        server.add("acme/pho", tmp_path / "pho")
+        assert (Path(resolve_base("acme/pho").location) / "bpe.codes").is_file()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_pointers_of_git_lfs_are_told_as_what_they_are(name: str, decoder: Path, tmp_path: Path, home: Path) -> None:
+    shutil.copytree(decoder, tmp_path / "clone")
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 133466304\n"
+    (tmp_path / "clone" / "pytorch_model.bin").write_text(pointer)  # one that nothing loads may stay
+    assert load_config(resolve_base(str(tmp_path / "clone"))).num_hidden_layers == 2
+    (tmp_path / "clone" / name).write_text(pointer)
+    with pytest.raises(ModelError, match=rf"{re.escape(name)} is a pointer of git-lfs.*git lfs pull"):
+        load_config(resolve_base(str(tmp_path / "clone")))
+
+
+def test_a_field_that_stands_twice_in_a_models_configuration_is_read_as_transformers_reads_it(
+    decoder: Path, tmp_path: Path, home: Path
+) -> None:
+    """It was refused, with the advice to remove the folder."""
+    shutil.copytree(decoder, tmp_path / "twice")
+    config = tmp_path / "twice" / "config.json"
+    config.write_text(config.read_text().replace("{", '{"num_hidden_layers": 9, ', 1))
+    model = load_weights(resolve_base(str(tmp_path / "twice")))
+    assert model.config.num_hidden_layers == hub.read_own(config)["num_hidden_layers"] == 2
+
+
+def test_of_two_commands_that_make_one_base_model_the_second_waits(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It removed the files that the first was writing."""
+    made: list[Path] = []
+
+    def slowly(texts: Sequence[str], folder: Path, *shape: int) -> None:
+        made.append(folder)
+        (folder / "half").write_text("written")
+        time.sleep(0.5)
+        build_decoder(texts, folder, *shape)
+        assert (folder / "half").read_text() == "written"
+
+    monkeypatch.setattr("components.towers.base_models.build_decoder", slowly)
+    with ThreadPoolExecutor(2) as both:
+        found = list(both.map(lambda _: resolve_base("decoder-64x2", TEXTS), range(2)))
+    assert len(made) == 1 and found[0] == found[1]
+
+
+def test_a_tower_on_a_folder_that_is_not_here_asks_no_hub_for_its_name(
+    cache: Path, decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from components.towers.config import TowerConfig
+    from components.towers.two_towers import TwoTowers
+
+    shutil.copytree(decoder, tmp_path / "there" / "models" / "mine")
+    monkeypatch.chdir(tmp_path / "there")
+    with hub_on_loopback(monkeypatch, cache) as server:
+        contract = TwoTowers(resolve_base("models/mine"), TowerConfig(base_model="models/mine")).contracts["document"]
+        assert _base_of(tmp_path, contract).digest == contract.base_digest
+        monkeypatch.chdir(tmp_path)
+        server.add("models/mine", decoder)  # somebody else's
+        with pytest.raises(ArtifactError, match="was made on the folder 'models/mine', which is not below the current folder"):
+            _base_of(tmp_path, contract)
+        assert not server.requests
 
 
 def test_a_silent_hub_ends_in_a_sentence_or_in_the_cache(

@@ -254,6 +254,23 @@ def test_make_clean_removes_the_state_wherever_it_lies(how: str, tmp_path: Path)
     assert not state.exists() and not (tmp_path / "link").is_symlink() and (tmp_path / "disk").exists()
 
 
+def test_make_sets_up_anew_in_a_folder_that_was_copied_or_moved(tmp_path: Path) -> None:
+    """The environment there runs the code of the old place."""
+    first = tmp_path / "a folder"
+    (first / ".venv").mkdir(parents=True)
+    shutil.copyfile(ROOT / "Makefile", first / "Makefile")
+    (first / ".venv" / "pyvenv.cfg").write_text(f"home = /usr/bin\ncommand = /usr/bin/python3 -m venv --clear {first}/.venv\n")
+    for second, name in enumerate(("requirements.lock", "pyproject.toml", ".venv/.created", ".venv/.base")):
+        (first / name).touch()
+        os.utime(first / name, (second, second))
+    command = ["make", "-n", ".venv/.base"]
+    told = subprocess.run(command, cwd=first, capture_output=True, text=True, check=True, timeout=600).stdout
+    assert "-m venv" not in told and "up to date" in told
+    second_folder = first.rename(tmp_path / "another folder")
+    told = subprocess.run(command, cwd=second_folder, capture_output=True, text=True, check=True, timeout=600).stdout
+    assert "-m venv --clear .venv" in told and "install" in told
+
+
 def _tracked() -> list[str]:
     """Files that git knows or would take; in an unpacked archive without git there is nothing to look at."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]

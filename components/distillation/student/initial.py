@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from components.artifacts import read_json
 from components.distillation.config import DistillationConfig
 from components.distillation.student.encoder import StudentEncoder, new_head, ridge
 from components.distillation.student.forms import FORMS, static_model
 from components.errors import ModelError
 from components.settings import expanded, free_memory
+from components.towers import hub
 from components.towers.base_models import (
     BaseModel,
     load_config,
@@ -263,7 +263,7 @@ def published_length(location: str) -> int | None:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    found = read_json(path)
+    found = hub.read_own(path)
     if not isinstance(found, dict):
         raise ModelError(f"{path} is no JSON that holds an object. Fetch the model again, or name another.")
     return found

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from components.artifacts import digest_of, file_sha256, read_json
-from components.errors import ArtifactError, ModelError
+from components.artifacts import digest_of, file_sha256
+from components.errors import ModelError
+from components.towers import hub
 from components.towers.base_models import BaseModel, load_config, tokenizer_of, tower_base, why_unloadable
 from components.towers.config import TowerConfig
 from components.towers.contract import ROLES, Role
@@ -292,8 +293,8 @@ def load_head(base: BaseModel, head: tuple[Dense, ...]) -> Module | None:
 def _read(path: Path, kind: type[dict[str, Any] | list[Any]] = dict) -> Any:
     """What a model's own file of JSON holds; raises ModelError for one that is missing, broken, or of another kind."""
     try:
-        found = read_json(path)
-    except ArtifactError:
+        found = hub.read_own(path)
+    except ModelError:
         found = None
     if not isinstance(found, kind):
         what = "an object" if kind is dict else "a list"
