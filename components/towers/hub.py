@@ -474,13 +474,14 @@ def _in_words(error: Exception, name: str, revision: str) -> ScalingNoteError:
 
 def _of_this_machine(error: Exception, name: str) -> ScalingNoteError | None:
     """What to tell where this machine failed, not the network: a full disk, a cache that is not ours, certificates that are not there."""
-    said = lack_behind(error)
-    # What a socket raises has no file's name.
-    if said or (isinstance(error, OSError) and error.filename is not None):
-        what = f"The model '{name}' cannot be kept in the cache {cache_folder()} ({said or f'{error.strerror}: {error.filename}'})."
-        return (ResourceError if said else ModelError)(f"{what} Mend that, or name another folder with HF_HOME.")
+    lack = said = lack_behind(error)
+    if isinstance(error, OSError) and error.filename is not None:  # what a socket raises names no file
+        said = f"{error.strerror}: {error.filename}"
+    if said:
+        what = f"The model '{name}' cannot be kept in the cache {cache_folder()} ({said}). Mend that, or name another folder with HF_HOME."
+        return ResourceError(what) if lack else ModelError(what)
     lost = next((v for v in ("SSL_CERT_FILE", "SSL_CERT_DIR") if (named := os.environ.get(v)) and not Path(named).exists()), None)
-    if lost and isinstance(error, FileNotFoundError):
+    if lost and isinstance(error, FileNotFoundError) and not _offline():
         return ModelError(f"The model hub cannot be asked for '{name}': {lost} names '{os.environ[lost]}', which is not there. Correct it.")
     return None
 
