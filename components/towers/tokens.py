@@ -7,10 +7,12 @@ a vocabulary, such as Gemma's line breaks and HTML tags, are words of it.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import threading
 from collections.abc import Sequence
+from inspect import signature
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -164,6 +166,19 @@ def needs_end_token(tokenizer: Any) -> bool:
     if tokenizer.eos_token_id is None:
         return False
     return not ends_by_itself(tokenizer) or tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id
+
+
+def to_save(tokenizer: Any) -> Any:
+    """A copy whose `save_pretrained` writes all switches of its class: Llama's forgets `legacy`.
+
+    Without it what is loaded again is another tokenizer, which splits what stands behind a control token otherwise.
+    """
+    tokenizer = copy.deepcopy(tokenizer)
+    for name, parameter in signature(type(tokenizer).__init__).parameters.items():
+        value, usual = getattr(tokenizer, name, None), parameter.default
+        if isinstance(value, bool) and isinstance(usual, bool) and value != usual:
+            tokenizer.init_kwargs.setdefault(name, value)
+    return tokenizer
 
 
 def kinds_of_tokens(tokenizer: Any) -> bool:

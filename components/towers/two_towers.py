@@ -45,6 +45,7 @@ from components.towers.tokens import (
     needs_end_token,
     pad_batch,
     require_words,
+    to_save,
     token_ids,
 )
 from components.towers.trained.published import asked_attention, head_digest, is_published, read_published
@@ -252,10 +253,9 @@ class FullModels:
         weights = collected(dict(model.state_dict()))
         if not current_world().main:
             return None
-        # Else the folder of the base model on this machine would stand in the configuration.
-        model.config._name_or_path = self._name
+        model.config._name_or_path = self._name  # else the folder of the base model on this machine would stand there
         model.save_pretrained(folder / WEIGHTS, state_dict=weights)
-        self._tokenizer.save_pretrained(folder / WEIGHTS)
+        to_save(self._tokenizer).save_pretrained(folder / WEIGHTS)
         return full_digest(folder)
 
 

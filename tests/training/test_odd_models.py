@@ -784,6 +784,62 @@ def test_a_student_that_was_padded_on_the_right_is_written_as_it_ever_was(tmp_pa
     assert not {"padding_side", "truncation_side"} & json.loads((tmp_path / "student/tokenizer_config.json").read_text()).keys()
 
 
+CLASSES = {  # tokenizers whose own class decides what stands around a text: kind of model, class, template, special tokens
+    "gpt-neox": ("gpt_neox", "GPTNeoXTokenizer", "$A", {"eos_token": "</s>"}),
+    "opt": ("opt", "GPT2Tokenizer", "</s> $A", {"bos_token": "</s>", "eos_token": "</s>"}),
+    "llama": ("llama", "LlamaTokenizer", "<s> $A", {"bos_token": "<s>", "eos_token": "</s>", "legacy": True}),
+}
+
+
+def of_a_class(name: str, folder: Path) -> str:
+    """A decoder whose tokenizer is of a class of its own, as on a hub, where that of `written` is of the general one."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    from transformers import AutoConfig, AutoModel
+
+    kind, class_name, template, told = CLASSES[name]
+    backend = Tokenizer(models.BPE(unk_token="<unk>"))
+    of_words = pre_tokenizers.Metaspace() if kind == "llama" else pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer = of_words
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    backend.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=500, special_tokens=special, show_progress=False))
+    around = [token for token in template.split() if token != "$A"]
+    backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=[(t, special.index(t)) for t in around])
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 64}
+    size |= {"ffn_dim": 64, "word_embed_proj_dim": 32} if kind == "opt" else {}
+    torch.manual_seed(1)
+    model = AutoModel.from_config(AutoConfig.for_model(kind, vocab_size=backend.get_vocab_size(), **size))
+    model.save_pretrained(folder)
+    backend.save(str(folder / "tokenizer.json"))
+    return edited(folder, "tokenizer_config.json", tokenizer_class=class_name, unk_token="<unk>", pad_token="<pad>", **told)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_saved_student_ends_texts_whatever_the_class_of_its_tokenizer_makes_of_them(name: str, tmp_path: Path, home: Path) -> None:
+    """Those of GPT-NeoX and OPT had no end token in sentence-transformers, so that another state stood for the text."""
+    from sentence_transformers import SentenceTransformer
+
+    towers = towers_on(of_a_class(name, tmp_path / "model"))
+    made = towers.save("query", tmp_path / "tower")
+    assert made is not None and made.append_eos
+    save_contract(tmp_path / "tower", made, "space")
+    student = bare_student(Source(asked("teacher"), TEXTS, tmp_path / "tower"))
+    texts = [*SHOWN, " ".join(queries())]
+    again = reloaded(student, tmp_path / "student")
+    assert again.tokens(texts) == student.tokens(texts)
+    given = SentenceTransformer(str(tmp_path / "student"), device="cpu").encode(texts, normalize_embeddings=True)
+    np.testing.assert_allclose(given, student.encode(texts), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_fully_trained_tower_has_the_tokenizer_of_its_base_once_it_is_saved(name: str, tmp_path: Path, home: Path) -> None:
+    """Llama's forgot a switch, and the training ended in "the tokenizer has changed" when its last step was done."""
+    towers = towers_on(of_a_class(name, tmp_path / "model"), training="full", document_prompt="</s>document: ")
+    made = towers.save("document", tmp_path / "tower")
+    assert made is not None
+    save_contract(tmp_path / "tower", made, space_id_of(made))
+    assert load_tower(tmp_path / "tower", "float32").tokens(SHOWN) == towers.tokens(SHOWN, "document")
+
+
 @pytest.mark.parametrize("side", ["padding_side", "truncation_side"])
 def test_a_student_is_padded_and_cut_by_sentence_transformers_as_it_is_here(side: str, tmp_path: Path, home: Path) -> None:
     from sentence_transformers import SentenceTransformer

@@ -5,17 +5,16 @@ Importing sentence-transformers takes four seconds, and a search must answer soo
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from components.artifacts import digest_of, file_sha256
+from components.artifacts import digest_of, file_sha256, read_json, write_json
 from components.distillation.student.encoder import StudentEncoder
 from components.distillation.student.forms import FORMS, WEIGHTS
 from components.errors import ArtifactError
 from components.towers.contract import EncodingContract, load_contract
-from components.towers.tokens import has_control_token, kinds_of_tokens
+from components.towers.tokens import ends_by_itself, has_control_token, kinds_of_tokens, to_save
 
 MODULES = "modules.json"
 
@@ -67,7 +66,7 @@ def save_tokenizer(tokenizer: Any, contract: EncodingContract, folder: Path) -> 
 
     What is written is a changed copy: other encoders of the process may use the same tokenizer.
     """
-    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer = to_save(tokenizer)
     tokenizer.chat_template = None  # sentence-transformers would put every text into it, as a user's turn
     tokenizer.model_max_length = contract.max_length  # where sentence-transformers looks for the longest text
     # As texts are encoded here. Padding on the left moves every text that has learnt positions, by the longest one of its batch.
@@ -89,6 +88,8 @@ def save_tokenizer(tokenizer: Any, contract: EncodingContract, folder: Path) -> 
     split = contract.split_special_tokens and not has_control_token(tokenizer, contract.prompt)
     tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = split
     tokenizer.save_pretrained(folder)
+    if contract.append_eos:
+        _keep_as_written(tokenizer, folder)
     if split:
         form.hide_control_tokens(folder)
 
@@ -98,12 +99,21 @@ def _append_end_token(tokenizer: Any) -> None:
     from tokenizers.processors import TemplateProcessing
 
     before, end = tokenizer("")["input_ids"], tokenizer.eos_token_id
-    if before and before[-1] == end:
+    if ends_by_itself(tokenizer) and before[-1] == end:  # OPT's begins texts with the same token
         return
     names = tokenizer.convert_ids_to_tokens([*before, end])
     single = " ".join([*(f"{name}:0" for name in names[:-1]), "$A:0", f"{names[-1]}:0"])
     special = dict(zip(names, [*before, end], strict=True))
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=single, special_tokens=list(special.items()))
+
+
+def _keep_as_written(tokenizer: Any, folder: Path) -> None:
+    """Let the saved tokenizer be read as its file says where its class would end texts in a way of its own, as that of GPT-NeoX."""
+    from transformers import AutoTokenizer
+
+    if AutoTokenizer.from_pretrained(folder)("a")["input_ids"] != tokenizer("a")["input_ids"]:
+        settings = folder / "tokenizer_config.json"
+        write_json(settings, {**read_json(settings), "tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def weights_digest(folder: Path) -> str:
