@@ -14,9 +14,9 @@ import torch
 
 from components.distillation import generation
 from components.distillation.config import DistillationConfig
-from components.distillation.student import check_before_towers, initial
+from components.distillation.student import check_before_towers, forms, initial
 from components.distillation.student.initial import Source, bare_student, load_small_encoder, untrained_roles, untrained_student
-from components.distillation.student.storage import load_student, save_student
+from components.distillation.student.storage import load_student, save_student, save_tokenizer
 from components.errors import ModelError
 from components.planning.facts import shape_of_base
 from components.towers import transformer
@@ -838,6 +838,31 @@ def test_a_fully_trained_tower_has_the_tokenizer_of_its_base_once_it_is_saved(na
     assert made is not None
     save_contract(tmp_path / "tower", made, space_id_of(made))
     assert load_tower(tmp_path / "tower", "float32").tokens(SHOWN) == towers.tokens(SHOWN, "document")
+
+
+@pytest.mark.parametrize(("kind", "class_name"), [("albert", "AlbertTokenizer"), ("camembert", "CamembertTokenizer")])
+def test_a_static_student_is_read_back_where_the_class_of_its_tokenizer_looks_for_hidden_tokens(
+    kind: str, class_name: str, tmp_path: Path, home: Path
+) -> None:
+    """ALBERT's could not be loaded when it was trained, and CamemBERT's took another token for what it does not know."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import AutoTokenizer
+
+    names = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "mask_token": "<mask>"}
+    backend = Tokenizer(models.Unigram())
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = list(names.values())
+    trainer = trainers.UnigramTrainer(vocab_size=300, special_tokens=special, unk_token="<unk>", show_progress=False)
+    backend.train_from_iterator(TEXTS, trainer)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    edited(tmp_path, "tokenizer_config.json", tokenizer_class=class_name, cls_token="<s>", sep_token="</s>", **names)
+    tokenizer = AutoTokenizer.from_pretrained(edited(tmp_path, model_type=kind))
+    contract = contract_of("query").model_copy(update={"form": "static", "append_eos": False, "max_length": 24})
+    texts = [*SHOWN, "\u2603 kidney", "</s> stone"]
+    (tmp_path / "student").mkdir()
+    save_tokenizer(tokenizer, contract, tmp_path / "student")
+    of_form = forms.FORMS["static"].tokens
+    assert of_form(AutoTokenizer.from_pretrained(tmp_path / "student"), texts, contract) == of_form(tokenizer, texts, contract)
 
 
 @pytest.mark.parametrize("side", ["padding_side", "truncation_side"])

@@ -13,10 +13,11 @@ from components.artifacts import digest_of, file_sha256, read_json, write_json
 from components.distillation.student.encoder import StudentEncoder
 from components.distillation.student.forms import FORMS, WEIGHTS
 from components.errors import ArtifactError
-from components.towers.contract import EncodingContract, load_contract
+from components.towers.contract import PROBE_TEXTS, EncodingContract, load_contract
 from components.towers.tokens import ends_by_itself, has_control_token, kinds_of_tokens, to_save
 
 MODULES = "modules.json"
+UNKNOWN = "\ue000 \U0001fbff"  # characters that no vocabulary has
 
 
 def save_student(student: StudentEncoder, folder: Path) -> EncodingContract:
@@ -88,10 +89,10 @@ def save_tokenizer(tokenizer: Any, contract: EncodingContract, folder: Path) -> 
     split = contract.split_special_tokens and not has_control_token(tokenizer, contract.prompt)
     tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = split
     tokenizer.save_pretrained(folder)
-    if contract.append_eos:
-        _keep_as_written(tokenizer, folder)
     if split:
         form.hide_control_tokens(folder)
+    if contract.append_eos or not form.has_layers:
+        _keep_as_written(tokenizer, form.has_layers, folder)
 
 
 def _append_end_token(tokenizer: Any) -> None:
@@ -107,11 +108,20 @@ def _append_end_token(tokenizer: Any) -> None:
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=single, special_tokens=list(special.items()))
 
 
-def _keep_as_written(tokenizer: Any, folder: Path) -> None:
-    """Let the saved tokenizer be read as its file says where its class would end texts in a way of its own, as that of GPT-NeoX."""
+def _keep_as_written(tokenizer: Any, special: bool, folder: Path) -> None:
+    """Let what was saved of `tokenizer` be read as its file says where the class of it would make something else of that.
+
+    GPT-NeoX's ends texts in a way of its own, and some look for special tokens that a static student has hidden (ALBERT, CamemBERT).
+    `special`: whether first and last tokens count.
+    """
     from transformers import AutoTokenizer
 
-    if AutoTokenizer.from_pretrained(folder)("a")["input_ids"] != tokenizer("a")["input_ids"]:
+    texts = [*PROBE_TEXTS, UNKNOWN]
+    try:
+        same = AutoTokenizer.from_pretrained(folder)(texts, add_special_tokens=special)
+    except Exception:  # as of a special token that is nowhere
+        same = {"input_ids": None}
+    if same["input_ids"] != tokenizer(texts, add_special_tokens=special)["input_ids"]:
         settings = folder / "tokenizer_config.json"
         write_json(settings, {**read_json(settings), "tokenizer_class": "PreTrainedTokenizerFast"})
 
