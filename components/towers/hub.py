@@ -426,6 +426,12 @@ def _api() -> Any:
     return HfApi(library_name="scalingnote")
 
 
+def _endpoint() -> str:
+    from huggingface_hub import constants
+
+    return str(constants.ENDPOINT)
+
+
 def _offline() -> bool:
     from huggingface_hub import constants
 
@@ -439,9 +445,9 @@ def _is_silence(error: Exception) -> bool:
 
 
 def _in_words(error: Exception, name: str, revision: str) -> ScalingNoteError:
-    from huggingface_hub import constants, errors
+    from huggingface_hub import errors
 
-    hub = constants.ENDPOINT
+    hub = _endpoint()
     if own := _of_this_machine(error, name):
         return own
     if isinstance(error, errors.GatedRepoError):
@@ -480,6 +486,9 @@ def _of_this_machine(error: Exception, name: str) -> ScalingNoteError | None:
     if said:
         what = f"The model '{name}' cannot be kept in the cache {cache_folder()} ({said}). Mend that, or name another folder with HF_HOME."
         return ResourceError(what) if lack else ModelError(what)
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        what = f"The certificate of {_endpoint()}, asked for '{name}', is signed by nobody who is known here, as behind a company's proxy."
+        return ModelError(f"{what} Name the file of its authorities with SSL_CERT_FILE.")
     lost = next((v for v in ("SSL_CERT_FILE", "SSL_CERT_DIR") if (named := os.environ.get(v)) and not Path(named).exists()), None)
     if lost and isinstance(error, FileNotFoundError) and not _offline():
         return ModelError(f"The model hub cannot be asked for '{name}': {lost} names '{os.environ[lost]}', which is not there. Correct it.")

@@ -298,14 +298,20 @@ def test_a_cache_that_cannot_be_written_is_told_as_such_and_not_as_a_hub_that_is
             resolve_base("acme/mini")
 
 
-def test_certificates_that_are_not_there_are_named(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_certificates_that_are_not_there_or_not_known_are_told_with_the_variable_that_helps(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def asked(*_: object, **__: object) -> None:
-        raise FileNotFoundError(errno.ENOENT, "No such file or directory")  # as ssl says it, without a name
+        raise said
 
+    said: Exception = FileNotFoundError(errno.ENOENT, "No such file or directory")  # as ssl says it, without a name
     with hub_on_loopback(monkeypatch, cache):
         monkeypatch.setattr("huggingface_hub.HfApi.model_info", asked)
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "company.pem"))
         with pytest.raises(ModelError, match=r"SSL_CERT_FILE names '.*company\.pem', which is not there"):
+            resolve_base("acme/mini")
+        said = ConnectionError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate in certificate chain")
+        with pytest.raises(ModelError, match=r"signed by nobody who is known here.* SSL_CERT_FILE"):
             resolve_base("acme/mini")
 
 
