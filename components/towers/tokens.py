@@ -7,7 +7,6 @@ a vocabulary, such as Gemma's line breaks and HTML tags, are words of it.
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import threading
@@ -168,12 +167,11 @@ def needs_end_token(tokenizer: Any) -> bool:
     return not ends_by_itself(tokenizer) or tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id
 
 
-def to_save(tokenizer: Any) -> Any:
-    """A copy whose `save_pretrained` writes all switches of its class: Llama's forgets `legacy`.
+def with_switches(tokenizer: Any) -> Any:
+    """The tokenizer, whose `save_pretrained` writes all switches of its class from now on: Llama's forgets `legacy`.
 
     Without it what is loaded again is another tokenizer, which splits what stands behind a control token otherwise.
     """
-    tokenizer = copy.deepcopy(tokenizer)
     for name, parameter in signature(type(tokenizer).__init__).parameters.items():
         value, usual = getattr(tokenizer, name, None), parameter.default
         if isinstance(value, bool) and isinstance(usual, bool) and value != usual:

@@ -45,8 +45,8 @@ from components.towers.tokens import (
     needs_end_token,
     pad_batch,
     require_words,
-    to_save,
     token_ids,
+    with_switches,
 )
 from components.towers.trained.published import asked_attention, head_digest, is_published, read_published
 from components.towers.transformer import (
@@ -255,7 +255,7 @@ class FullModels:
             return None
         model.config._name_or_path = self._name  # else the folder of the base model on this machine would stand there
         model.save_pretrained(folder / WEIGHTS, state_dict=weights)
-        to_save(self._tokenizer).save_pretrained(folder / WEIGHTS)
+        with_switches(self._tokenizer).save_pretrained(folder / WEIGHTS)
         return full_digest(folder)
 
 

@@ -5,6 +5,7 @@ Importing sentence-transformers takes four seconds, and a search must answer soo
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from components.distillation.student.encoder import StudentEncoder
 from components.distillation.student.forms import FORMS, WEIGHTS
 from components.errors import ArtifactError
 from components.towers.contract import PROBE_TEXTS, EncodingContract, load_contract
-from components.towers.tokens import ends_by_itself, has_control_token, kinds_of_tokens, to_save
+from components.towers.tokens import ends_by_itself, has_control_token, kinds_of_tokens, with_switches
 
 MODULES = "modules.json"
 UNKNOWN = "\ue000 \U0001fbff"  # characters that no vocabulary has
@@ -67,7 +68,7 @@ def save_tokenizer(tokenizer: Any, contract: EncodingContract, folder: Path) -> 
 
     What is written is a changed copy: other encoders of the process may use the same tokenizer.
     """
-    tokenizer = to_save(tokenizer)
+    tokenizer = with_switches(copy.deepcopy(tokenizer))
     tokenizer.chat_template = None  # sentence-transformers would put every text into it, as a user's turn
     tokenizer.model_max_length = contract.max_length  # where sentence-transformers looks for the longest text
     # As texts are encoded here. Padding on the left moves every text that has learnt positions, by the longest one of its batch.
