@@ -307,7 +307,8 @@ class Removed:
 def remove_unused(days: int, only: str | None = None, dry_run: bool = False) -> list[Removed]:
     """Remove the results of steps that `unused` names; what a flow holds at this moment stays. `dry_run`: say what would go.
 
-    A flow that needs one of them again makes it again. A file that other folders hold too is free with the last of them.
+    A flow that needs one of them again makes it again. A file that other folders hold too is free with the last of them. Copies of a
+    remote store's files that nothing has opened for as long go too, unless results of one retriever (`only`) are asked for.
     """
     # Schedules of two workers come at the same minute, and would count and remove the same.
     with settings.alone("prune-work", f"removing results in {settings.work_folder()}"):
@@ -322,7 +323,18 @@ def remove_unused(days: int, only: str | None = None, dry_run: bool = False) -> 
                 if not dry_run:
                     (folder / MANIFEST).unlink(missing_ok=True)  # first: what is killed here leaves no result that looks finished
                     shutil.rmtree(folder)
-        return removed
+        return removed + ([] if only else _remove_downloads(days, dry_run))
+
+
+def _remove_downloads(days: int, dry_run: bool) -> list[Removed]:
+    from components.tracking.packaging import unused_downloads
+
+    removed = []
+    for folder in unused_downloads(days):
+        removed.append(Removed(folder.parent.name, folder.name, _freed(folder, Counter())))
+        if not dry_run:
+            shutil.rmtree(folder)  # a service that has its files open keeps them; whatever asks for it again fetches it whole
+    return removed
 
 
 def _freed(folder: Path, links: Counter[tuple[int, int]]) -> int:

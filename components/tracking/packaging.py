@@ -17,6 +17,7 @@ import logging
 import os
 import re
 import shutil
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 SEALED = "sealed"  # name of the artifact inside the pyfunc, and of the folder that holds it
 SEALED_PATH = f"artifacts/{SEALED}"
 LIST_FILE = "package.json"
+_USE = ".uri"  # what stands beside a download: where it came from; its time is that of the last use
 _META_FILE = "registered_model_meta"  # MLflow writes it when it loads a version where it lies
 
 
@@ -232,8 +234,42 @@ def _download_folder(uri: str) -> Path:
     return settings.work_folder() / "downloads" / hashlib.sha256(f"{settings.tracking_uri()} {uri}".encode()).hexdigest()[:32]
 
 
+def unused_downloads(days: int) -> Iterator[Path]:
+    """Copies of the files of a remote store that nothing has opened for `days` days, and that could be fetched again.
+
+    What the store does not list as it lies here may be the last copy there is; so may that of another store, and of one that is gone.
+    """
+    for use in sorted((settings.work_folder() / "downloads").glob(f"*{_USE}")):
+        uri, folder, at = use.read_text("utf-8"), use.with_suffix(""), use.stat().st_mtime
+        if not folder.is_dir() or folder != _download_folder(uri) or at > time.time() - days * 86_400:
+            continue
+        if (listed := _listed(uri)) is None:
+            return  # it would be waited for as long again for each of them
+        if listed == _held(folder) and use.stat().st_mtime == at:  # else it was asked for meanwhile
+            yield folder
+
+
+def _keep_use(uri: str, folder: Path) -> None:
+    """Note when the download was asked for last, and where it came from, beside it: its own files are held against the store's list."""
+    with suppress(OSError):  # a home that cannot be written to
+        folder.with_suffix(_USE).write_text(uri, "utf-8")
+
+
 def _is_current(uri: str, folder: Path) -> bool:
     """Whether the store still lists what was downloaded, by name and size. One that does not answer, or lost it, is taken to."""
+    listed = _listed(uri)
+    if listed is not None and not listed:  # perhaps the last copy there is
+        _log.warning("The artifact store holds nothing at %s any more; the copy on this machine is used.", masked(uri))
+    return not listed or listed == _held(folder)
+
+
+def _held(folder: Path) -> dict[str, int]:
+    """Bytes of each file, by its path within the folder."""
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+
+
+def _listed(uri: str) -> dict[str, int] | None:
+    """The same of what the store lists at `uri`; None where it does not answer, which is told."""
     from mlflow.artifacts import list_artifacts
     from mlflow.exceptions import MlflowException
 
@@ -252,20 +288,19 @@ def _is_current(uri: str, folder: Path) -> bool:
         # Also in the words of the library of a cloud; one that is missing here is another matter.
         if not (isinstance(error, MlflowException | OSError) or is_of_a_store(error)):
             raise
-        _log.warning("The artifact store does not list %s (%s); the copy on this machine is used.", masked(uri), masked(str(error)))
-        return True
-    if not listed:  # perhaps the last copy there is
-        _log.warning("The artifact store holds nothing at %s any more; the copy on this machine is used.", masked(uri))
-        return True
-    return listed == {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+        _log.warning("The artifact store does not list %s (%s); the copy on this machine is kept.", masked(uri), masked(str(error)))
+        return None
+    return listed
 
 
 def _download(uri: str, fresh: bool) -> Path:
     """The folder appears under its name only when it is complete."""
     target = _download_folder(uri)
     client()
-    if target.is_dir() and not fresh and _is_current(uri, target):
-        return target
+    if target.is_dir():
+        _keep_use(uri, target)
+        if not fresh and _is_current(uri, target):
+            return target
     with scratch(target.parent, ".partial-") as staging:
         found = Path(_fetched(uri, staging / "new"))
         try:
@@ -275,6 +310,7 @@ def _download(uri: str, fresh: bool) -> Path:
         except OSError:
             if not target.is_dir():  # another process that downloaded the same was first
                 raise
+    _keep_use(uri, target)
     return target
 
 

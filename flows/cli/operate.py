@@ -27,18 +27,19 @@ def status(options: argparse.Namespace) -> int:
 
 
 def prune_work(options: argparse.Namespace) -> None:
-    """Remove results of steps that nothing has used for a while."""
+    """Remove results of steps, and downloads, that nothing has used for a while."""
     from flows.runner import remove_unused
 
     only = retriever_name(options) if options.name else None
     removed = remove_unused(options.days, only, options.dry_run)
     freed, steps = sum(each.bytes for each in removed), Counter(each.step for each in removed)
     answer = {"days": options.days, "dry_run": options.dry_run, "bytes": freed, "removed": [asdict(each) for each in removed]}
-    of, long = f" of '{only}' alone" if only else "", "a day" if options.days == 1 else f"{options.days} days"
+    of, long = f" of '{only}' alone" if only else " and downloads", "a day" if options.days == 1 else f"{options.days} days"
     did = "would be" if options.dry_run else "were"
     text = f"{len(removed):,} results{of} that nothing has used for {long} {did} removed: {freed / 2**30:.2f} GiB"
     if not removed:
-        text = f"No result{of} in {settings.work_folder()} has lain unused for {long}; what every retriever used last is kept"
+        what = f"result{of}" if only else "result or download"
+        text = f"No {what} in {settings.work_folder()} has lain unused for {long}; what every retriever used last is kept"
     show(options, answer, "\n".join([f"{text}.", *(f"  {step} {count}" for step, count in sorted(steps.items()))]))
 
 

@@ -293,7 +293,7 @@ def _add_inspection(commands: Any) -> None:
         "--server", type=_given, metavar="URL", help="default: the running `scalingnote ui --auth`, else MLFLOW_TRACKING_URI"
     )
 
-    work = _command(commands, "prune-work", "operate:prune_work", "remove results of steps that no flow has used for a while")
+    work = _command(commands, "prune-work", "operate:prune_work", "remove results of steps and downloads that nothing has used for a while")
     work.add_argument("--days", type=_positive, default=30, help="keep what was used in so many days (default 30)")
     work.add_argument("--dry-run", action="store_true", help="say what would be removed, and remove nothing")
 

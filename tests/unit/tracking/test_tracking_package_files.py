@@ -94,7 +94,7 @@ def test_a_cloud_that_does_not_answer_leaves_the_copy_of_this_machine(
         raise gone("Could not connect to the endpoint URL")
 
     monkeypatch.setattr("mlflow.artifacts.list_artifacts", away)
-    assert packaging._is_current("s3://models/1", tmp_path) and "the copy on this machine is used" in caplog.text
+    assert packaging._is_current("s3://models/1", tmp_path) and "the copy on this machine is kept" in caplog.text
     monkeypatch.setattr("mlflow.artifacts.list_artifacts", lambda artifact_uri: [][1])
     with pytest.raises(IndexError):
         packaging._is_current("s3://models/1", tmp_path)

@@ -24,6 +24,7 @@ from components.tracking.provenance import Provenance
 from components.tracking.registry import alias, artifact_folder, copied_from, copy_version, register, set_alias, versions
 from components.tracking.runs import StepRecord, close_flow_run, open_flow_run, record_step
 from components.tracking.store import clear_caches, client
+from flows.runner import remove_unused
 
 PROVENANCE = Provenance(
     code_revision="abc",
@@ -100,6 +101,7 @@ def test_the_whole_path_through_a_server(server: str, tmp_path: Path, monkeypatc
         artifact_folder("retriever-index", 2)
     _signed_later(tmp_path, artifact.digest)
     _records(monkeypatch)
+    _pruned(tmp_path)
     _swept(tmp_path)
 
 
@@ -111,6 +113,25 @@ def _signed_later(tmp_path: Path, digest: str) -> None:
     fetched = artifact_folder("retriever-index", 1)
     assert (fetched / SIGNATURE).read_text() == "signed"
     assert verify(fetched, digest).digest == digest
+
+
+def _pruned(tmp_path: Path) -> None:
+    """What nothing here has opened for long is removed, where the store still has it; a machine that serves kept every release for ever."""
+    folder = artifact_folder("retriever-index", 1)
+    use = folder.with_suffix(".uri")
+    used = time.time() - 40 * 86_400
+    assert remove_unused(30) == []
+    os.utime(use, (used, used))
+    assert [each.step for each in remove_unused(30, dry_run=True)] == ["downloads"]
+    assert [each.step for each in remove_unused(30, only="retriever")] == [], "copies are of no retriever alone"
+    (folder / "deep" / "data").write_text("other than the store's")
+    assert remove_unused(30) == [], "perhaps the last copy there is"
+    (folder / "deep" / "data").write_text("vectors")
+    [removed] = remove_unused(30)
+    assert (removed.step, removed.key, folder.exists()) == ("downloads", folder.name, False)
+    assert removed.bytes > len("vectors")
+    assert (artifact_folder("retriever-index", 1) / "deep" / "data").read_text() == "vectors"
+    assert remove_unused(30) == [], "it was just fetched"
 
 
 def _swept(tmp_path: Path) -> None:
