@@ -43,6 +43,7 @@ SEALED = "sealed"  # name of the artifact inside the pyfunc, and of the folder t
 SEALED_PATH = f"artifacts/{SEALED}"
 LIST_FILE = "package.json"
 _META_FILE = "registered_model_meta"  # MLflow writes it when it loads a version where it lies
+WITHIN_A_RUN = re.compile(r"(^|/)(m-)?[0-9a-f]{32}/artifacts/")  # what a run or a model keeps: whoever trains writes it, under any name
 
 
 def write_package(root: Path) -> str:
