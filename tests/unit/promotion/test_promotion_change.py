@@ -160,6 +160,15 @@ def test_changed_pin_is_not_promoted(world: World) -> None:
     assert world.tracking.records == []
 
 
+def test_a_candidate_that_was_changed_and_sealed_again_is_not_approved(world: World) -> None:
+    """It was, and no promotion took the approval: whoever approved had looked at other evidence than was registered."""
+    number = world.candidate(BAD)
+    rewrite(world.root / "1" / "candidate", lambda content: content["decision"].update(verdict="pass"))
+    with pytest.raises(ArtifactError, match="It was replaced after it was registered"):
+        approve(NAME, number, "Ada")
+    assert world.tracking.models.get(f"{NAME}-release", []) == []
+
+
 def test_edited_verdict_is_found_by_deciding_again(world: World) -> None:
     number = world.candidate(BAD)
 
