@@ -27,7 +27,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from components.artifacts import digest_of, file_sha256, read_bounded
+from components.artifacts import canonical_json, digest_of, file_sha256, read_bounded
 from components.errors import ArtifactError, PromotionError, ScalingNoteError
 from components.text import whole_number
 from components.tracking import embedded, labels, registry, store
@@ -410,7 +410,7 @@ def parse_record(content: bytes, title: str) -> dict[str, Any]:
     """
     try:
         found = json.loads(content)
-        again = json.dumps(found, indent=2, allow_nan=False).encode()
+        again = canonical_json(found) and json.dumps(found, indent=2, allow_nan=False).encode()  # the first has no half characters
     except (ValueError, RecursionError):
         found = again = None
     if not isinstance(found, dict) or again != content:

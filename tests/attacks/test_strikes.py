@@ -196,6 +196,7 @@ UNREADABLE: dict[str, Callable[[], None]] = {
     "a field that stands there twice": lambda: claim(2, as_written()[0].replace(b"{", b'{\n  "to_version": 1,', 1), as_written()[1]),
     "a number that is none": lambda: claim(2, *as_written(override_by=float("nan"))),
     "an infinite number": lambda: claim(2, *as_written(to_version=float("inf"))),
+    "half a character": lambda: claim(2, as_written(reason="?")[0].replace(b'"?"', b'"\\ud800"')),
     "a place that is another's": lambda: claim(2, *as_written(previous="0" * 64)),
     "a file too large to read": lambda: claim(2, b'"' + b"x" * record_store.MOST_BYTES + b'"'),
 }
