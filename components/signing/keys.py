@@ -160,8 +160,8 @@ def trusted_keys() -> dict[str, TrustedKey]:
         )
     if files and (folder := _open_folder(place)) is not None:
         raise ConfigError(
-            f"Everybody on this machine may put files into {folder}, and would choose so who is trusted. Look at what lies there, then run: "
-            f"chmod o-w {folder}"
+            f"Everybody on this machine may put files into {folder}, and would choose so who is trusted. Look at what lies there, then "
+            f"run: chmod o-w {folder}"
         )
     found = (TrustedKey(path, _public_key(path)) for path in files)
     return {key_id(key.public): key for key in found}

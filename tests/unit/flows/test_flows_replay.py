@@ -209,9 +209,10 @@ def test_the_release_that_it_was_compared_with_may_be_gone(tmp_path: Path, monke
     world.tracking.delete_version(f"{NAME}-release", 1)
     compared, verdict, lost = replaying._evaluate(config, base, again[1], None)
     assert (compared.outcome, verdict) == ("equal", "not_decidable")
-    assert "the gates against the champion cannot be decided again: release/1 of 'retriever' cannot be opened" in Replayed(
-        "release/2", compared, verdict, "pass", None, lost
-    ).text()
+    assert (
+        "the gates against the champion cannot be decided again: release/1 of 'retriever' cannot be opened"
+        in Replayed("release/2", compared, verdict, "pass", None, lost).text()
+    )
 
 
 def test_nobody_is_told_that_the_candidate_of_a_replay_waits(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
