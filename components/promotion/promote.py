@@ -403,7 +403,11 @@ def _examined(
 
 
 def _approval(name: str, release: VersionInfo, manifest: ReleaseManifest, records: Sequence[Record]) -> Approval:
-    """The approval, by the right person where the server knows persons."""
+    """The approval, by the right person where the server knows persons.
+
+    Read anew: the name is written after the copy, which may have woken this promotion, and the checks have taken their time.
+    """
+    release = find_version(release.name, release.version) or release
     entries = reviewers.require_audit_log(records)
     approval = read_approval(name, release, entries)
     if entries is not None:

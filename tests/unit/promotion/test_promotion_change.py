@@ -14,6 +14,7 @@ from components.evaluation.report import UnitsSummary, load_evaluation
 from components.gates.decide import decide
 from components.gates.decision import GateInputs
 from components.gates.measures import METHOD
+from components.promotion import promote as promoting
 from components.promotion.approval import approve
 from components.promotion.promote import Change, promote, resolve, rollback
 from components.promotion.verification import _Report
@@ -150,6 +151,21 @@ def test_smoke_failure_changes_nothing(world: World) -> None:
     with pytest.raises(PromotionError, match="another answer"):
         promote(NAME, smoke)
     assert (world.tracking.records, aliases(world)) == ([], (None, None))
+
+
+def test_a_name_that_is_written_while_the_release_is_examined_stands_in_the_record(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A webhook wakes the promotion by the copy; the name comes a moment later, and the record said that nobody is known."""
+    number = world.candidate()
+    world.tracking.copy_version(f"{NAME}-candidate", number, f"{NAME}-release")
+    verified = promoting._verified
+
+    def slowly(*arguments: Any) -> ReleaseManifest:
+        assert approve(NAME, number, "Ada").release_version == 1
+        return verified(*arguments)
+
+    monkeypatch.setattr(promoting, "_verified", slowly)
+    promote(NAME, no_smoke)
+    assert world.tracking.records[-1]["approved_by"] == "Ada"
 
 
 def test_changed_pin_is_not_promoted(world: World) -> None:
