@@ -24,6 +24,7 @@ from components.errors import ArtifactError, DataError, PromotionError
 from components.evaluation.report import REPORT_FILE
 from components.evaluation.systems import EvaluationInputs
 from components.promotion.verification import decide_on
+from components.release.champion import lost
 from components.release.manifest import EVALUATION_FOLDER, load_release
 from components.release.open import PinnedRelease, open_pinned
 from components.tracking.live import scratch
@@ -225,13 +226,17 @@ class Rebuilt:
 
 @dataclass(frozen=True)
 class Replayed:
-    """What a replay found. `verdict` is that of the gates on the repeated numbers; times are new in it, so it may differ by them."""
+    """What a replay found. `verdict` is that of the gates on the repeated numbers; times are new in it, so it may differ by them.
+
+    `lost`: why the champion that it was compared with cannot be opened any more, so that its gates are not decided; empty when it can.
+    """
 
     release: str
     evaluation: RepeatedValues
     verdict: str
     recorded_verdict: str
     build: Rebuilt | None
+    lost: str = ""
 
     @property
     def outcome(self) -> Outcome:
@@ -248,6 +253,8 @@ class Replayed:
         """A few lines for people."""
         lines = [f"{self.release}: {self.outcome}", f"  evaluation: {self.evaluation.text()}"]
         lines.append(f"  gates on the repeated numbers: {self.verdict} (recorded: {self.recorded_verdict}); times are not compared")
+        if self.lost:
+            lines.append(f"  the gates against the champion cannot be decided again: {self.lost}")
         return "\n".join([*lines, f"  build: {self.build.text()}"] if self.build else lines)
 
 
@@ -266,9 +273,9 @@ def replay(name: str, ref: str, data: str | None = None, build: bool = False) ->
         _require_full(base)
         require_prefect()  # before minutes of measuring
     with scratch(settings.work_folder(), "replay-") as folder:
-        evaluation, verdict = _evaluate(config, base, folder, given)
+        evaluation, verdict, gone = _evaluate(config, base, folder, given)
         rebuilt = _build(config, base, folder / "home") if build else None
-    return Replayed(f"{base.model}/{base.version}", evaluation, verdict, base.manifest.decision.verdict, rebuilt)
+    return Replayed(f"{base.model}/{base.version}", evaluation, verdict, base.manifest.decision.verdict, rebuilt, gone)
 
 
 def _source_digest(config: RetrainConfig) -> str:
@@ -278,7 +285,8 @@ def _source_digest(config: RetrainConfig) -> str:
     return source_digest(config.data)
 
 
-def _evaluate(config: RetrainConfig, base: PinnedRelease, folder: Path, given: str | None) -> tuple[RepeatedValues, str]:
+def _evaluate(config: RetrainConfig, base: PinnedRelease, folder: Path, given: str | None) -> tuple[RepeatedValues, str, str]:
+    """What came out, the verdict on it, and why the champion of that time is lost."""
     dataset = _dataset(config, base, folder / "data", given)
     again = folder / "release"
     # The rest of the release as it is, so that the gates decide on the repeated numbers with all else equal.
@@ -287,7 +295,9 @@ def _evaluate(config: RetrainConfig, base: PinnedRelease, folder: Path, given: s
     inputs = EvaluationInputs(dataset, base.query_tower, base.query_encoder, base.index)
     evaluation_step(config, inputs).make(again / EVALUATION_FOLDER)
     compared = compare_evaluations(base.artifact.path / EVALUATION_FOLDER, again / EVALUATION_FOLDER)
-    return compared, decide_on(base.manifest.name, base.manifest, again).verdict
+    name, before = base.manifest.name, base.manifest.baseline_version
+    gone = "" if before is None else lost(name, before)  # as where it was deleted: what was measured is compared all the same
+    return compared, decide_on(name, base.manifest, again, lost=gone).verdict, gone
 
 
 def _dataset(config: RetrainConfig, base: PinnedRelease, folder: Path, given: str | None) -> DatasetArtifact:

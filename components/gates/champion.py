@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 
 
 METRIC = "ndcg@10"
+MOST_NEEDED = 10**12  # queries; that more are needed is told, and not how many
 RUN_TOLERANCE = 1e-3  # absolute, of a mean; another batch may turn a tie in a ranking, but not make another candidate
 _ASK = "Build the candidate again by the same command: finished steps come from the cache, and both are asked the same queries."
 
@@ -362,12 +363,17 @@ def non_inferior(
         return Outcome("fail", shown, interval.low, queries, strength)
     if policy.min_power is not None and strength < policy.min_power:
         alone = len(gaps) < 2 or (units is not None and len(set(units.tolist())) < 2)
-        needed = policy.min_slice_queries if alone else queries_needed(gaps, margin, policy.confidence, policy.min_power, units, spread)
+        try:
+            wanted = policy.confidence, policy.min_power
+            needed = policy.min_slice_queries if alone else queries_needed(gaps, margin, *wanted, units, spread)
+        except OverflowError:  # of a margin of next to nothing
+            needed = MOST_NEEDED
+        told_needed = f"about {needed:,}" if needed < MOST_NEEDED else f"more than {MOST_NEEDED:,}"
         grouped = " in units like these" if interval.units is not None else ""
         told = beside(strength, policy.min_power, 0, percent=True)
         weak = (
             f"{text} Too few queries: an equal candidate would be shown to be equal with a chance of {told} only, and "
-            f"{policy.min_power:.0%} is asked. That takes about {needed:,} queries{grouped}, or a larger margin."
+            f"{policy.min_power:.0%} is asked. That takes {told_needed} queries{grouped}, or a larger margin."
         )
         return Outcome("not_decidable", weak, interval.low, queries, strength)
     return Outcome("pass" if interval.low > -margin else "fail", f"{text} Power {strength:.0%}.", interval.low, queries, strength)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.artifacts import file_sha256, read_manifest, verify_sizes
+from components.artifacts import Artifact, file_sha256, open_artifact, read_manifest, verify_sizes
 from components.errors import ArtifactError, ConfigError, DataError, ModelError, PromotionError
 from components.index.rows import DELETED_FILE, IDS_FILE, read_rows, read_single
 from components.lineage.release_graph import (
@@ -71,11 +72,26 @@ def model_node(model: str, version: int) -> tuple[Node, Opened | None]:
 
 
 def _pinned_in(name: str, role: str, info: VersionInfo) -> list[Opened]:
-    """Candidates that pin this version, oldest first. Tags only say where to look: the manifests, which are verified, decide."""
-    digest = info.tags.get(labels.DIGEST)
-    tagged = [found for found in registry.versions(candidate_model(name)) if found.tags.get(labels.PARENT + role, digest) == digest]
-    opened = [open_info(name, found) for found in tagged]
+    """Candidates that pin this version, oldest first. Tags only say where to look: the manifests, which are verified, decide.
+
+    A tag that somebody changed hides no candidate whose files lie here.
+    """
+    digests = {info.tags.get(labels.DIGEST), *(here.digest for here in _lying_here(info))}
+    named = [found for found in registry.versions(candidate_model(name)) if _may_pin(found, role, digests)]
+    opened = [open_info(name, found) for found in named]
     return [candidate for candidate in opened if (info.name, info.version) == _pin(candidate, role)]
+
+
+def _may_pin(candidate: VersionInfo, role: str, digests: Collection[str | None]) -> bool:
+    stated = candidate.tags.get(f"{labels.PARENT}{role}")
+    return stated is None or stated in digests or any(here.parents.get(role) in digests for here in _lying_here(candidate))
+
+
+def _lying_here(info: VersionInfo) -> Iterator[Artifact]:
+    """The artifact of a version as its manifest has it, not hashed; nothing for one in a remote store or of which nothing is left."""
+    with suppress(ArtifactError, ModelError, OSError):
+        if (folder := registry.local_files(info.name, info.version)) is not None:
+            yield open_artifact(folder)
 
 
 def _pin(candidate: Opened, role: str) -> tuple[str, int]:

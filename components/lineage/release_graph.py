@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from components.artifacts import Artifact, digest_of, verify
-from components.errors import ScalingNoteError
+from components.artifacts import Artifact, canonical_json, digest_of, verify
+from components.errors import ArtifactError, ScalingNoteError
 from components.promotion.approval import find_version, is_copy_of, read_approval
 from components.release import reviewers
 from components.release.champion import CHAMPION, Record, candidate_model, record_of, release_model
 from components.release.completeness import BESIDE, DATA_KIND, VALIDATION_KIND, base_models_named_by, missing_lineage, other_models
-from components.release.manifest import FLOWS_SINCE, BaseModelPin, LineageNode, Pin, ReleaseManifest, load_release_of
+from components.release.manifest import FLOWS_SINCE, RELEASE_FILE, BaseModelPin, LineageNode, Pin, ReleaseManifest, load_release_of
 from components.release.open import recorded_digest
 from components.signing.statements import signed_by
 from components.text import one_line
@@ -275,6 +275,13 @@ def open_info(name: str, info: VersionInfo) -> Opened:
     folder, released = registry.artifact_folder(info.name, info.version), info.name == release_model(name)
     artifact = verify(folder, recorded_digest(name, info.name, info.version) if released else info.tags.get(labels.DIGEST))
     manifest = load_release_of(name, folder)
+    try:
+        canonical_json(manifest.model_dump())
+    except UnicodeEncodeError as error:
+        raise ArtifactError(
+            f"{info.name}/{info.version}: its {RELEASE_FILE} holds half a character ({error.object[error.start]!r}), which no command "
+            "writes and no page shows. Whoever built it has put it there: build it again, or reject it."
+        ) from None
     return Opened(name, info, artifact, manifest, _base_models(manifest))
 
 

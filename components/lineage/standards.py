@@ -136,7 +136,9 @@ class _Bill:
         for node in promotions(self.opened.name, self.opened.info, self.witness).children:
             known = {key: node.details.get(key) for key in _RECORD if node.details.get(key) is not None}
             when = moment(known.get("recorded_at"), self.opened.info.created_ms)
-            yield self._annotation(str(known.get("approved_by")), when, str(known.get("action")), known)
+            struck = node.details.get("struck_out_by")  # as forged: it stands there ever after, and decides nothing
+            act = f"STRUCK OUT by {struck}, this counts no more: {known.get('action')}" if struck else str(known.get("action"))
+            yield self._annotation(str(known.get("approved_by")), when, act, known)
 
     def _annotation(self, person: str, when: str, act: str, known: Mapping[str, Any]) -> dict[str, Any]:
         said = "; ".join(f"{key} {value_text(value)}" for key, value in known.items())
@@ -169,7 +171,9 @@ class _Bill:
         """What holds a release to what was approved, as far as it is used here."""
         policy = str(self.manifest.decision.policy_version or "none")
         controls = ["every file by sha256", f"gates by the policy {policy}", "approval by a person", "promotion records chained by digest"]
-        signed = {name[:16] for record in self.witness.records for name in signed_by(record)}
+        trusted = trusted_keys()
+        names = {name for record in standing(self.witness.records) for name in signed_by(record, trusted)}
+        signed = {name[:16] for name in names if (name in trusted if trusted else _SHA256.match(name))}
         controls += [f"records signed by {', '.join(sorted(signed))}"] if signed else []
         return "; ".join([*controls, *(["an audit log of who did what"] if self.witness.entries is not None else [])])
 

@@ -311,10 +311,10 @@ def rollback(
         state = f"release/{stack[0]} is the first release" if stack else "no release was promoted yet"
         raise PromotionError(f"There is nothing to roll back to: {state} of '{name}'.")
     champion, (target, manifest, skipped) = stack[-1], _way_back(name, stack[:-1], past_lost)
-    overridden = _reason_for_rejected(name, target, override)
+    overridden = _reason_for_rejected(name, target, override, records)
     if smoke is not None:
         _smoke(target, manifest, smoke)
-        overridden = _reason_for_rejected(name, target, override)  # again: a reviewer may have looked at it meanwhile
+        overridden = _reason_for_rejected(name, target, override, records)  # again: a reviewer may have looked at it meanwhile
     record = append(name, rollback_record(name, records, (champion, target), person, reason, overridden, skipped), records)
     settle_aliases(name)
     warnings: tuple[str, ...] = (repaired.note,) if repaired.note else ()
@@ -353,10 +353,10 @@ def _vouched_records(name: str) -> list[dict[str, Any]]:
     return records
 
 
-def _reason_for_rejected(name: str, target: int, override: str | None) -> str | None:
+def _reason_for_rejected(name: str, target: int, override: str | None, records: Sequence[Record]) -> str | None:
     """The reason to serve a rejected release all the same; None for a release that nobody rejected."""
     release = find_version(release_model(name), target)
-    rejected = None if release is None else rejection_of(name, release)
+    rejected = None if release is None else rejection_of(name, release) or _logged_rejection(name, release, records)
     if rejected is None:
         return None
     if not labels.reason(override):
@@ -365,6 +365,15 @@ def _reason_for_rejected(name: str, target: int, override: str | None) -> str | 
             "--override REASON; it is kept in the promotion record."
         )
     return labels.reason(override)
+
+
+def _logged_rejection(name: str, release: VersionInfo, records: Sequence[Record]) -> str | None:
+    """Why the candidate of a release was rejected by the audit log: a server shows nothing of one that was deleted since."""
+    entries, origin = reviewers.require_audit_log(records), registry.copied_from(release)
+    if entries is None or origin is None:
+        return None
+    copied = reviewers.created_by(entries, release.name, release.version)
+    return reviewers.logged_rejection(entries, origin, release.tags.get(labels.DIGEST), copied.sequence if copied else 0)
 
 
 def _examined(
@@ -394,7 +403,11 @@ def _examined(
 
 
 def _approval(name: str, release: VersionInfo, manifest: ReleaseManifest, records: Sequence[Record]) -> Approval:
-    """The approval, by the right person where the server knows persons."""
+    """The approval, by the right person where the server knows persons.
+
+    Read anew: the name is written after the copy, which may have woken this promotion, and the checks have taken their time.
+    """
+    release = find_version(release.name, release.version) or release
     entries = reviewers.require_audit_log(records)
     approval = read_approval(name, release, entries)
     if entries is not None:

@@ -6,7 +6,6 @@ looked up by its place: artifacts are found by the digest of their manifests, an
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -29,6 +28,7 @@ from components.text import whole_number
 from components.tracking import audit_log as audit
 from components.tracking import labels, registry
 from components.tracking import promotion_records as record_store
+from components.tracking.packaging import WITHIN_A_RUN
 from components.tracking.promotion_records import read_record_files
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from components.tracking.audit_log import AuditEntry
 
 AUDIT_FILE = "audit.jsonl"
-_OF_A_RUN = re.compile(r"(^|/)(m-)?[0-9a-f]{32}/artifacts/")
 
 
 class Store(Protocol):
@@ -213,8 +212,7 @@ class FolderStore:
         """The one audit log below the folder."""
         # The head alone is looked for as well: a log that was removed is not the same as none.
         named = (path for name in (AUDIT_FILE, f"{AUDIT_FILE}.head") for path in self.root.rglob(name))
-        # What a run or a model keeps is written by whoever trains, under any name.
-        own = (path for path in named if not _OF_A_RUN.search(path.relative_to(self.root).as_posix()))
+        own = (path for path in named if not WITHIN_A_RUN.search(path.relative_to(self.root).as_posix()))
         logs = sorted({path.with_name(AUDIT_FILE) for path in own})
         if len(logs) > 1:
             raise ArtifactError(f"{self.root} holds {len(logs)} audit logs; expected one.")

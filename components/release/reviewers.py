@@ -232,7 +232,13 @@ def require_reviewer(
 
 
 def require_unrejected(entries: Sequence[AuditEntry], candidate: tuple[str, int], digest: str | None, copied: int) -> None:
-    """Raise PromotionError when the log's last word on the files `digest` rejects them, under any number.
+    """Raise PromotionError where there is a `logged_rejection`."""
+    if reason := logged_rejection(entries, candidate, digest, copied):
+        raise PromotionError(f"{reason} Approve another candidate, or tag this one with review = approved first.")
+
+
+def logged_rejection(entries: Sequence[AuditEntry], candidate: tuple[str, int], digest: str | None, copied: int) -> str | None:
+    """A sentence when the log's last word on the files `digest` rejects them, under any number; None when it does not.
 
     A server does not show the tags of a candidate that was deleted, so the log says what they were. `copied`: the number of the entry of
     the copy that is asked about. Entries of an older log do not hold the digest: there the candidate of before the copy is meant.
@@ -253,11 +259,9 @@ def require_unrejected(entries: Sequence[AuditEntry], candidate: tuple[str, int]
             tags[key] = entry.subject.get("value", "")
         elif number in same and entry.action == "delete_version_tag":
             tags.pop(key, None)
-    if reason := labels.rejection(tags):
-        raise PromotionError(
-            f"The audit log says that the files of {candidate[0]}/{candidate[1]} were rejected ({reason}), and nobody has taken that back. "
-            "Approve another candidate, or tag this one with review = approved first."
-        )
+    if (reason := labels.rejection(tags)) is None:
+        return None
+    return f"The audit log says that the files of {candidate[0]}/{candidate[1]} were rejected ({reason}), and nobody has taken that back."
 
 
 def _require_logged_digest(entry: AuditEntry, release: VersionInfo) -> None:

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -157,8 +158,26 @@ def trusted_keys() -> dict[str, TrustedKey]:
             f"{open_to_all} can be changed by everybody on this machine, who would choose so who is trusted. Look at it, then run: "
             f"chmod o-w {open_to_all}"
         )
+    if files and (folder := _open_folder(place)) is not None:
+        raise ConfigError(
+            f"Everybody on this machine may put files into {folder}, and would choose so who is trusted. Look at what lies there, then "
+            f"run: chmod o-w {folder}"
+        )
     found = (TrustedKey(path, _public_key(path)) for path in files)
     return {key_id(key.public): key for key in found}
+
+
+def _open_folder(place: Path) -> Path | None:
+    """The folder in which everybody may put a trusted key, or another in the place of `place`; None where nobody else may.
+
+    In a folder with the sticky bit, as /tmp, nobody replaces what is another's. A Kubernetes secret is mounted read-only, with mode 1777.
+    """
+    for folder in (place, place.parent):
+        mode = folder.stat().st_mode
+        writable = folder.is_dir() and mode & 0o002 and not os.statvfs(folder).f_flag & os.ST_RDONLY
+        if writable and (folder == place or not mode & stat.S_ISVTX):
+            return folder
+    return None
 
 
 def _lies_in(path: Path, folder: Path) -> bool:

@@ -222,7 +222,10 @@ def check_release(folder: Path, trusted: Mapping[str, TrustedKey]) -> Signed | N
     """
     path = folder / SIGNATURE
     if path.is_file():
-        require_written(path)
+        try:
+            require_written(path)
+        except UnicodeEncodeError:  # JSON can spell half a character, and no file takes it
+            raise ArtifactError(f"{path} was changed: it holds half a character. Sign it again: scalingnote keys sign REF.") from None
         return check(read_json(path), _release_claim(folder), trusted)
     if trusted:
         raise ArtifactError("It is not signed, and only releases signed by a trusted key count here. Sign it: scalingnote keys sign REF.")

@@ -232,8 +232,17 @@ def _next(last: AuditEntry | None, fields: Mapping[str, Any]) -> AuditEntry:
         "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "previous": last.digest if last else None,
     }
-    open_entry = AuditEntry.model_validate({**fields, **chained, "digest": ""})
+    open_entry = AuditEntry.model_validate({**_as_written(fields), **chained, "digest": ""})
     return open_entry.model_copy(update={"digest": digest_of(open_entry.model_dump(exclude={"digest"}))})
+
+
+def _as_written(value: Any) -> Any:
+    """A value with half characters, which JSON can spell and no file takes, as their escapes: they keep no act out of the log."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, Mapping):
+        return {_as_written(key): _as_written(inner) for key, inner in value.items()}
+    return tuple(map(_as_written, value)) if isinstance(value, list | tuple) else value
 
 
 def _linked(line: bytes, number: int, previous: str | None, place: str) -> AuditEntry:

@@ -45,6 +45,7 @@ SEALED_PATH = f"artifacts/{SEALED}"
 LIST_FILE = "package.json"
 _USE = ".uri"  # what stands beside a download: where it came from; its time is that of the last use
 _META_FILE = "registered_model_meta"  # MLflow writes it when it loads a version where it lies
+WITHIN_A_RUN = re.compile(r"(^|/)(m-)?[0-9a-f]{32}/artifacts/")  # what a run or a model keeps: whoever trains writes it, under any name
 
 
 def write_package(root: Path) -> str:

@@ -27,11 +27,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from components.artifacts import digest_of, file_sha256, read_bounded
+from components.artifacts import canonical_json, digest_of, file_sha256, read_bounded
 from components.errors import ArtifactError, PromotionError, ScalingNoteError
 from components.text import whole_number
 from components.tracking import embedded, labels, registry, store
-from components.tracking.packaging import local_path
+from components.tracking.packaging import WITHIN_A_RUN, local_path
 from components.tracking.provenance import claimed_user
 from components.tracking.store import ABOUT_CHAIN, client, create_experiment, error_code, experiment_id, require_answer, translated
 
@@ -372,16 +372,19 @@ def renamed_to(name: str) -> str | None:
     view = embedded.reader()
     if view is not None:
         return view.experiment_of_run_tag(ANCHOR, CHAIN, name)
-    found: list[Any] = []
-    token = None
+    found = _all_pages(lambda token: client().search_experiments(max_results=1000, page_token=token))
+    made = ((experiment.name, _get_run(experiment.tags[ANCHOR])) for experiment in found if ANCHOR in experiment.tags)
+    return next((str(title) for title, run in made if run is not None and run.data.tags.get(CHAIN) == name), None)
+
+
+def _all_pages(search: Callable[[str | None], Any]) -> list[Any]:
+    found, token = [], None
     while True:
-        page = client().search_experiments(max_results=1000, page_token=token)
-        found += [experiment for experiment in page if ANCHOR in experiment.tags]
+        page = search(token)
+        found += page
         token = page.token
         if not token:
-            break
-    made = ((experiment.name, _get_run(experiment.tags[ANCHOR])) for experiment in found)
-    return next((str(title) for title, run in made if run is not None and run.data.tags.get(CHAIN) == name), None)
+            return found
 
 
 def read_file(chain: Chain, run_id: str, number: int) -> dict[str, Any]:
@@ -407,7 +410,7 @@ def parse_record(content: bytes, title: str) -> dict[str, Any]:
     """
     try:
         found = json.loads(content)
-        again = json.dumps(found, indent=2, allow_nan=False).encode()
+        again = canonical_json(found) and json.dumps(found, indent=2, allow_nan=False).encode()  # the first has no half characters
     except (ValueError, RecursionError):
         found = again = None
     if not isinstance(found, dict) or again != content:
@@ -456,14 +459,8 @@ def _from_client(name: str) -> Chain | None:
     number, anchor = str(experiment.experiment_id), str(experiment.tags.get(ANCHOR, ""))
     state = _get_run(anchor)
     _require(name, experiment.lifecycle_stage == "active", anchor, state is not None and state.info.lifecycle_stage == "active")
-    runs, token = [], None
-    while True:
-        page = client().search_runs([number], run_view_type=ViewType.ALL, max_results=1000, page_token=token)
-        runs += [_run_state(run) for run in page]
-        token = page.token
-        if not token:
-            break
-    return Chain(name, number, anchor, dict(state.data.params) if state else {}, {run.run_id: run for run in runs})
+    runs = _all_pages(lambda token: client().search_runs([number], run_view_type=ViewType.ALL, max_results=1000, page_token=token))
+    return Chain(name, number, anchor, dict(state.data.params) if state else {}, {run.info.run_id: _run_state(run) for run in runs})
 
 
 def _run_state(run: Any) -> RunState:
@@ -542,14 +539,17 @@ def _named_digests(places: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[in
 def _record_paths(root: Path, retriever_name: str) -> list[Path]:
     """The record files of one experiment: runs of a training may hold files of the same name, which nobody who promotes has written.
 
-    A record lies at EXPERIMENT/RUN/artifacts/record.json. Where a folder bears the experiment's name it alone counts; a server names its
-    folders by numbers, and then the folder with the record 1 of this retriever does.
+    A record lies at EXPERIMENT/RUN/artifacts/record.json, and EXPERIMENT within nothing that a run or model keeps. Where a folder bears the
+    experiment's name it alone counts; a server names its folders by numbers, and then the folder with the record 1 of this retriever does.
+    Folders of any name can be made within one's own experiment, so a named one lies no deeper than one with a record 1.
     """
     found: dict[Path, list[Path]] = {}
     for path in sorted(root.rglob(f"*/artifacts/{RECORD_FILE}")):
-        found.setdefault(path.parents[2], []).append(path)
+        if not WITHIN_A_RUN.search(f"{path.parents[2].relative_to(root).as_posix()}/"):
+            found.setdefault(path.parents[2], []).append(path)
     named = [folder for folder in found if folder.name == f"{retriever_name}-promotions"]
-    firsts = named or [folder for folder, paths in found.items() if any(_place(path) == (retriever_name, 1) for path in paths)]
+    above = {folder: paths for folder, paths in found.items() if all(len(folder.parts) < len(other.parts) for other in named)}
+    firsts = named + [folder for folder, paths in above.items() if any(_place(path) == (retriever_name, 1) for path in paths)]
     if len({frozenset(file_sha256(path) for path in found[folder]) for folder in firsts}) > 1:
         raise ArtifactError(
             f"{root} holds promotion records of '{retriever_name}' in {len(firsts)} folders: {firsts[0]} and {firsts[1]}. They differ, so "

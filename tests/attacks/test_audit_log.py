@@ -154,3 +154,31 @@ def test_what_only_reads_is_answered_while_the_log_is_cut(tmp_path: Path) -> Non
         asyncio.run(layer({"type": "http", "method": "POST", "path": path, "headers": []}, None, send))
     assert reached == ["/search_runs"] and answers[0::2] == [200, 503, 503]
     assert all(b"Nothing can be changed while the audit log cannot be written" in body for body in answers[3::2])
+
+
+ODD: dict[str, tuple[dict[str, str], bytes]] = {
+    "half a character in a field": ({"model": "retriever-release", "artifact": "\ud800"}, b"{}"),
+    "an answer of another form": ({}, b'{"model": "gpt", "run": [1], "model_version": "2"}'),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_no_field_or_answer_of_an_odd_form_keeps_an_act_out_of_the_log(tmp_path: Path, odd: str) -> None:
+    """The call was carried out, and its entry could not be written: MLflow passes over fields that it does not know."""
+    subject, body = ODD[odd]
+    answers = []
+
+    async def inner(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        seen = plugin._seen.get()
+        seen.changes, seen.action, seen.subject, seen.user, seen.roles = True, "set_alias", subject, "pat", ("promoter",)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    async def send(message: dict[str, Any]) -> None:
+        answers.append(message.get("status") or message["body"])
+
+    layer = plugin.AuditLayer(inner, tmp_path / "audit.jsonl")
+    asyncio.run(layer({"type": "http", "method": "POST", "path": "/alias", "headers": []}, None, send))
+    (entry,) = read_audit(tmp_path / "audit.jsonl")
+    assert answers == [200, body] and (entry.user, entry.action, entry.outcome) == ("pat", "set_alias", "ok")
+    assert entry.subject == {key: value.replace("\ud800", "\\ud800") for key, value in subject.items()}

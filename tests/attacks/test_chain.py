@@ -337,6 +337,23 @@ def test_on_a_server_the_files_follow_the_folder_with_the_first_record(home: Pat
         read_record_files(artifacts(), NAME)
 
 
+@pytest.mark.parametrize("within", ["0" * 32 + "/artifacts/", f"models/m-{'0' * 32}/artifacts/", ""])
+def test_on_a_server_the_files_follow_no_folder_of_the_records_name_that_a_training_made(home: Path, within: str) -> None:
+    """A server names its folders by numbers, so one that bears the name is somebody's own, within what they may write."""
+    honest = [records.append_record(NAME, {"action": "promote", "to_version": number}) for number in (1, 2)]
+    (artifacts() / EXPERIMENT).rename(artifacts() / "12")
+    forged = {**honest[0], "to_version": 7}
+    forged["digest"] = digest_of({key: value for key, value in forged.items() if key != "digest"})
+    own = artifacts() / "3" / within / EXPERIMENT / ("1" * 32) / "artifacts"
+    own.mkdir(parents=True)
+    (own / "record.json").write_text(json.dumps(forged, indent=2))
+    if within:
+        assert read_record_files(artifacts(), NAME) == honest
+    else:
+        with pytest.raises(ArtifactError, match="in 2 folders"):
+            read_record_files(artifacts(), NAME)
+
+
 @pytest.mark.parametrize("content", [b"[" * 100_000, b'{"retriever": "retriever", "sequence": 1e400}', b"\xff\xfe", b"", b"7"])
 def test_a_file_that_is_no_record_stops_nobody_who_verifies_the_files(home: Path, content: bytes) -> None:
     written = [records.append_record(NAME, {"action": "promote", "to_version": number}) for number in (1, 2)]

@@ -155,6 +155,30 @@ def test_a_trusted_key_that_everybody_may_change_is_none(own_home: Path) -> None
         keys.trusted_keys()
 
 
+@pytest.mark.parametrize(("place", "mode"), [("trusted", 0o777), ("trusted", 0o1777), (".", 0o777)])
+def test_a_folder_of_trusted_keys_that_everybody_may_write_into_is_none(own_home: Path, place: str, mode: int) -> None:
+    """Each file in it was its owner's alone, and anybody could lay another beside it."""
+    trusted(own_home)
+    folder = own_home / "keys" / place
+    folder.chmod(mode)
+    with pytest.raises(ConfigError, match="Everybody on this machine may put files into"):
+        keys.trusted_keys()
+    folder.chmod(0o755)
+    assert len(keys.trusted_keys()) == 1
+
+
+def test_one_trusted_key_in_a_folder_where_nobody_replaces_what_is_anothers_counts(
+    own_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shared").mkdir()
+    monkeypatch.setenv(keys.TRUSTED_VARIABLE, str(trusted(own_home).rename(tmp_path / "shared" / "key.pem")))
+    (tmp_path / "shared").chmod(0o1777)
+    assert len(keys.trusted_keys()) == 1
+    (tmp_path / "shared").chmod(0o777)
+    with pytest.raises(ConfigError, match="Everybody on this machine may put files into"):
+        keys.trusted_keys()
+
+
 def test_a_trusted_file_holds_one_key(own_home: Path) -> None:
     place = trusted(own_home)
     place.write_bytes(place.read_bytes() * 2)

@@ -23,8 +23,8 @@ from components.promotion.status import status_of
 from components.promotion.verification import verify_folder, verify_release
 from components.release.champion import RED, expected_aliases, servable_release, standing
 from components.serving.loader import require_signed
-from components.signing.keys import KEY_VARIABLE, make_key, public_file
-from components.signing.statements import record_signer
+from components.signing.keys import KEY_VARIABLE, load_signing_key, make_key, public_file
+from components.signing.statements import record_signer, signed_by
 from components.tracking import embedded, registry
 from components.tracking import promotion_records as record_store
 from components.tracking.promotion_records import struck_out
@@ -142,6 +142,26 @@ def test_what_was_struck_out_is_shown_in_red_ever_after(champion: Path) -> None:
     require_valid(cyclonedx_of(found))
 
 
+def test_the_bill_of_materials_says_of_a_record_that_it_was_struck_out_and_names_no_key_that_nobody_trusts(
+    champion: Path, tmp_path: Path
+) -> None:
+    """It stood there as a promotion like any other, in a document that the trusted key signs, and the forger's key as a control."""
+    forge(sign=foreign_signer(tmp_path))
+    foreign = signed_by(record_store.read_records(NAME)[-1])[0][:16]
+    strike(NAME, 2, "Ada", "nobody promoted it")
+    promote(NAME, no_smoke)
+    bill = cyclonedx_of(follow(NAME, "release/2"))
+    acts = [note["text"].partition(";")[0] for note in bill["annotations"]]
+    assert [act for act in acts if "promote" in act] == [
+        "STRUCK OUT by record 3, this counts no more: promote: action promote",
+        "promote: action promote",
+    ]
+    controls = next(p["value"] for p in bill["metadata"]["component"]["properties"] if p["name"].endswith("security_controls"))
+    own = load_signing_key()
+    assert own is not None and f"records signed by {own.key_id[:16]};" in f"{controls};" and foreign not in controls
+    require_valid(bill)
+
+
 def test_a_chain_with_a_strike_verifies_from_its_files_alone(champion: Path) -> None:
     forge()
     strike(NAME, 2, "Ada", "forged")
@@ -176,6 +196,7 @@ UNREADABLE: dict[str, Callable[[], None]] = {
     "a field that stands there twice": lambda: claim(2, as_written()[0].replace(b"{", b'{\n  "to_version": 1,', 1), as_written()[1]),
     "a number that is none": lambda: claim(2, *as_written(override_by=float("nan"))),
     "an infinite number": lambda: claim(2, *as_written(to_version=float("inf"))),
+    "half a character": lambda: claim(2, as_written(reason="?")[0].replace(b'"?"', b'"\\ud800"')),
     "a place that is another's": lambda: claim(2, *as_written(previous="0" * 64)),
     "a file too large to read": lambda: claim(2, b'"' + b"x" * record_store.MOST_BYTES + b'"'),
 }

@@ -201,6 +201,16 @@ def test_a_body_that_is_encoded_twice_is_understood_as_mlflow_does(server: AuthS
     assert audit.read_audit(log)[-1].subject == {"model": CANDIDATE, "version": release[0], "alias": "champion"}
 
 
+def test_a_field_that_no_file_takes_keeps_no_act_out_of_the_log(server: AuthServer, release: tuple[str, str], log: Path) -> None:
+    """MLflow passes over a field that it does not know; the entry that was to hold it could not be written, and the call was done."""
+    tag = {"name": CANDIDATE, "version": release[0], "key": "note", "value": "x", "artifact_path": "\ud800"}
+    status, answer = server.call("POST", "model-versions/set-tag", tag, "trainer")
+    assert status == 200, answer
+    entry = audit.read_audit(log)[-1]
+    assert (entry.user, entry.action, entry.outcome) == ("trainer", "set_version_tag", "ok")
+    assert (entry.subject["key"], entry.subject["artifact"]) == ("note", "\\ud800")
+
+
 def test_a_scripted_session_of_the_plain_client_is_in_the_log_call_by_call(
     server: AuthServer, log: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

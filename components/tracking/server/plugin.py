@@ -202,14 +202,20 @@ class Answer:
 
 
 def _made(answer: Mapping[str, Any]) -> dict[str, str]:
-    run, version, logged = answer.get("run", {}), answer.get("model_version", {}), answer.get("model", {})
     found = {
-        "version": version.get("version"),
-        "run": run.get("info", {}).get("run_id"),
-        "experiment_id": answer.get("experiment_id"),
-        "logged_model": logged.get("info", {}).get("model_id"),
+        "version": _at(answer, "model_version", "version"),
+        "run": _at(answer, "run", "info", "run_id"),
+        "experiment_id": _at(answer, "experiment_id"),
+        "logged_model": _at(answer, "model", "info", "model_id"),
     }
     return {key: str(value) for key, value in found.items() if value}
+
+
+def _at(answer: Any, *place: str) -> Any:
+    """What stands at a place of an answer; None in one of another form, as a gateway's, whose `model` is a name."""
+    for part in place:
+        answer = answer.get(part) if isinstance(answer, Mapping) else None
+    return answer
 
 
 # --- The `mlflow.app` plugin: MLflow's basic auth, our rules before every handler, and one audit entry for every mutating call.
@@ -437,10 +443,9 @@ class AuditLayer:
         if answer.unlogged or seen.changes is False or (seen.changes is None and _only_reads(scope)):
             return
         answer.explain_refusal(seen)
-        fields = _fields(scope, seen, answer)
         try:
-            await anyio.to_thread.run_sync(audit.append_entry, self.path, fields)
-        except (ScalingNoteError, OSError) as error:
+            await anyio.to_thread.run_sync(audit.append_entry, self.path, _fields(scope, seen, answer))
+        except Exception as error:  # whatever it is, the call was carried out
             answer.replace(500, "INTERNAL_ERROR", f"The call was carried out, but its audit entry could not be written: {error}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,20 +12,22 @@ import pandas as pd
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from components.artifacts import DatasetArtifact, read_json, seal, verify, write_json
+from components.artifacts import DatasetArtifact, open_artifact, read_json, seal, verify, write_json
 from components.data.config import DataConfig
 from components.data.snapshot import snapshot
 from components.data.sources import source_digest
 from components.errors import ArtifactError, DataError
 from components.evaluation.report import write_report
-from components.release.manifest import LineageNode
+from components.promotion.approval import approve
+from components.promotion.promote import promote
+from components.release.manifest import LineageNode, load_release
 from flows import replay as replaying
 from flows import servers
-from flows.replay import compare_evaluations, compare_lineage
+from flows.replay import Replayed, compare_evaluations, compare_lineage
 from flows.reporting import emit
 from flows.servers import ServerError
 from tests.data_world import write_folder
-from tests.unit.promotion_world import make_evaluation
+from tests.unit.promotion_world import NAME, MemoryTracking, World, make_evaluation, no_smoke
 
 
 @pytest.fixture
@@ -182,6 +185,34 @@ def test_a_build_asks_for_its_servers_before_minutes_of_measuring(home: Path, mo
     monkeypatch.setattr(replaying, "_evaluate", lambda *_: pytest.fail("it was measured first"))
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}), pytest.raises(ServerError, match="does not answer"):
         replaying.replay("retriever", "release/1", build=True)
+
+
+def test_the_release_that_it_was_compared_with_may_be_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The replay ended without a word of what it had measured: "There is no version 1"."""
+    world = World(MemoryTracking(), tmp_path)
+    world.tracking.install(monkeypatch)
+    for _ in range(2):
+        approve(NAME, world.candidate(), "Ada")
+        promote(NAME, no_smoke)
+    folder = tmp_path / "2" / "candidate"
+    kept = SimpleNamespace(make=lambda place: shutil.copytree(folder / "evaluation", place, dirs_exist_ok=True))
+    monkeypatch.setattr(replaying, "evaluation_step", lambda *_: kept)
+    monkeypatch.setattr(replaying, "_dataset", lambda *_: None)
+    monkeypatch.setattr(replaying, "EvaluationInputs", lambda *_: None)
+    parts = dict.fromkeys(("query_tower", "query_encoder", "index"))
+    base: Any = SimpleNamespace(artifact=open_artifact(folder), manifest=load_release(folder), **parts)
+    config: Any = None
+    again = [tmp_path / "whole", tmp_path / "lost"]
+    for place in again:
+        place.mkdir()
+    assert replaying._evaluate(config, base, again[0], None)[1:] == ("pass", "")
+    world.tracking.delete_version(f"{NAME}-release", 1)
+    compared, verdict, lost = replaying._evaluate(config, base, again[1], None)
+    assert (compared.outcome, verdict) == ("equal", "not_decidable")
+    assert (
+        "the gates against the champion cannot be decided again: release/1 of 'retriever' cannot be opened"
+        in Replayed("release/2", compared, verdict, "pass", None, lost).text()
+    )
 
 
 def test_nobody_is_told_that_the_candidate_of_a_replay_waits(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

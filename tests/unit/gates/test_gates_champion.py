@@ -53,6 +53,16 @@ def in_slices(report: Evaluation, **sizes: int) -> Evaluation:
     return replace(report, slices=pd.DataFrame({"query_id": ids, "dimension": "language", "slice": names}))
 
 
+@pytest.mark.parametrize("margin", [1e-9, 1e-200, 5e-324])
+def test_a_margin_of_next_to_nothing_decides_nothing_and_ends_in_no_traceback(margin: float) -> None:
+    """0 is refused as a setting; of less than 1e-154 no number of queries could be told, and the training was over by then."""
+    policy = POLICY.model_copy(update={"margin": margin, "slice_margin": margin})
+    decision = decided(shifted(np.tile([-0.1, 0.1, 0.1, -0.1], 50)), make_evaluation(queries=200), policy)
+    result = gate(decision, "champion_non_inferior")
+    assert result.status == "not_decidable"
+    assert "That takes more than 1,000,000,000,000 queries, or a larger margin" in result.reason
+
+
 def test_too_little_power_decides_nothing_even_when_the_interval_is_on_the_right_side() -> None:
     gaps = np.tile([-0.1, 0.1], 100) + 0.03  # better by 0.03 with an interval from about 0.018: shown, but by luck as much as by merit
     result = gate(decided(shifted(gaps), make_evaluation(queries=200)), "champion_non_inferior")

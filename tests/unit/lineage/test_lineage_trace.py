@@ -66,6 +66,19 @@ def test_changed_file_is_found_where_it_lies(world: World, changed: str, check: 
     assert path.name in findings()[check]
 
 
+def test_half_a_character_in_a_release_is_refused_in_a_sentence(world: World) -> None:
+    """JSON can spell it, and no digest or page of it can be written."""
+    number = world.candidate()
+    folder = world.root / str(number) / "candidate"
+    path = folder / "release.json"
+    path.write_bytes(path.read_bytes().replace(b'"source": "toy"', b'"source": "\\ud800"'))
+    before = open_artifact(folder)
+    digest = seal(folder, before.kind, counts=before.counts, parents=before.parents, attributes=before.attributes).digest
+    world.tracking.models[f"{NAME}-candidate"][number - 1].tags["scalingnote.digest"] = digest
+    with pytest.raises(ArtifactError, match=r"candidate/2: its release\.json holds half a character"):
+        trace(NAME, f"candidate/{number}")
+
+
 def test_resealed_pin_is_found(world: World) -> None:
     folder = world.root / "1" / "query_encoder"
     (folder / "weights.bin").write_bytes(b"other")

@@ -55,6 +55,16 @@ def test_a_model_of_two_candidates_names_both_and_no_other(tracking: MemoryTrack
     assert [child.title for child in used.children] == [f"{NAME}-candidate/1", f"{NAME}-candidate/2"]
 
 
+@pytest.mark.parametrize(("model", "tag"), [("candidate", "scalingnote.parent.index"), ("index", "scalingnote.digest")])
+def test_a_tag_that_somebody_changed_hides_no_use_of_a_model(tracking: MemoryTracking, model: str, tag: str) -> None:
+    """Whoever trains may set tags of candidates: a release seemed to be made without a model that it pins."""
+    for of, key in ((f"{NAME}-candidate", "scalingnote.parent.index"), (f"{NAME}-index", "scalingnote.digest")):
+        tracking.models[of][0].tags[key] = tracking.models[f"{NAME}-index"][0].tags["scalingnote.digest"]  # as they are registered
+    tracking.models[f"{NAME}-{model}"][0].tags[tag] = "0" * 64
+    text = follow(NAME, "index/1").text()
+    assert f"{NAME}-candidate/1" in text and "record 1: promote" in text and "no candidate pins it" not in text
+
+
 @pytest.mark.parametrize(
     ("ref", "error", "said"),
     [

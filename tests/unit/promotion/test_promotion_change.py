@@ -14,6 +14,7 @@ from components.evaluation.report import UnitsSummary, load_evaluation
 from components.gates.decide import decide
 from components.gates.decision import GateInputs
 from components.gates.measures import METHOD
+from components.promotion import promote as promoting
 from components.promotion.approval import approve
 from components.promotion.promote import Change, promote, resolve, rollback
 from components.promotion.verification import _Report
@@ -152,12 +153,36 @@ def test_smoke_failure_changes_nothing(world: World) -> None:
     assert (world.tracking.records, aliases(world)) == ([], (None, None))
 
 
+def test_a_name_that_is_written_while_the_release_is_examined_stands_in_the_record(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A webhook wakes the promotion by the copy; the name comes a moment later, and the record said that nobody is known."""
+    number = world.candidate()
+    world.tracking.copy_version(f"{NAME}-candidate", number, f"{NAME}-release")
+    verified = promoting._verified
+
+    def slowly(*arguments: Any) -> ReleaseManifest:
+        assert approve(NAME, number, "Ada").release_version == 1
+        return verified(*arguments)
+
+    monkeypatch.setattr(promoting, "_verified", slowly)
+    promote(NAME, no_smoke)
+    assert world.tracking.records[-1]["approved_by"] == "Ada"
+
+
 def test_changed_pin_is_not_promoted(world: World) -> None:
     approve(NAME, world.candidate(), "Ada")
     (world.root / "1" / "query_encoder" / "weights.bin").write_bytes(b"other")
     with pytest.raises(PromotionError, match=r"weights\.bin was changed"):
         promote(NAME, no_smoke)
     assert world.tracking.records == []
+
+
+def test_a_candidate_that_was_changed_and_sealed_again_is_not_approved(world: World) -> None:
+    """It was, and no promotion took the approval: whoever approved had looked at other evidence than was registered."""
+    number = world.candidate(BAD)
+    rewrite(world.root / "1" / "candidate", lambda content: content["decision"].update(verdict="pass"))
+    with pytest.raises(ArtifactError, match="It was replaced after it was registered"):
+        approve(NAME, number, "Ada")
+    assert world.tracking.models.get(f"{NAME}-release", []) == []
 
 
 def test_edited_verdict_is_found_by_deciding_again(world: World) -> None:

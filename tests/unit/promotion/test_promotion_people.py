@@ -308,6 +308,24 @@ def test_a_rejection_of_a_candidate_that_was_deleted_since_is_read_in_the_log(wo
     assert world.tracking.records == []
 
 
+def test_a_rollback_asks_the_log_for_a_rejection_of_a_candidate_that_was_deleted_since(world: World) -> None:
+    for _ in range(2):
+        number = built(world)
+        world.tracking.sign_in("rita", "reviewer")
+        promoted_copy(world, number)
+        promote_as_flow(world)
+    world.tracking.sign_in("rita", "reviewer")
+    world.tracking.set_review_tag(CANDIDATE, 1, "review", "rejected: leaks test queries")
+    world.tracking.delete_version(CANDIDATE, 1)
+    world.tracking.deleted.clear()  # a server does not show them
+    world.tracking.sign_in("pat", "promoter")
+    with pytest.raises(PromotionError, match=r"release/1 .* was rejected \(The audit log says .*leaks test queries.*--override"):
+        rollback(NAME, "pat", "slow")
+    assert len(world.tracking.records) == 2
+    rollback(NAME, "pat", "slow", override="nothing else is left")
+    assert (world.tracking.records[-1]["to_version"], world.tracking.records[-1]["override"]) == (1, "nothing else is left")
+
+
 def test_who_made_a_candidate_is_asked_of_the_one_that_was_copied(world: World) -> None:
     number = built(world)
     world.tracking.sign_in("rita", "reviewer")

@@ -238,6 +238,13 @@ def test_a_changed_byte_of_a_signature_is_found_without_any_trusted_key(candidat
             check_release(candidate, {})
 
 
+def test_half_a_character_in_a_signature_is_refused_in_a_sentence(candidate: Path) -> None:
+    """Whoever writes the files could stop every rotation of the keys so: it ended in an unexpected failure at that release."""
+    (candidate / SIGNATURE).write_bytes(b'{"payloadType": "\\ud800"}')
+    with pytest.raises(ArtifactError, match="it holds half a character"):
+        check_release(candidate, {})
+
+
 @pytest.mark.parametrize(
     "change",
     [
