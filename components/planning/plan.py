@@ -101,7 +101,7 @@ _IN_MEMORY = {
     "encode_corpus": "Set encoding.workers to fewer where there are several, lower encoding.tokens_per_batch or encoding.shard_size, or ",
     "build_index": "Set index.index_key to auto where it is another, or ",
     "distil_query_tower": "Set distillation.refine_negatives to mined where it is all, or ",
-    "evaluate": "Set evaluation.untrained_student to false where it is true, or ",
+    "evaluate": "Set evaluation.untrained_student to false where it is true, with policy.beat_untrained and policy.teacher_worth, or ",
 }
 
 

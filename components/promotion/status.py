@@ -13,7 +13,16 @@ from components.artifacts import read_bounded, strict_json, write_json
 from components.errors import ArtifactError, ConfigError, ModelError, PromotionError, ScalingNoteError
 from components.promotion.approval import moment_of, rejection_of_files
 from components.promotion.promote import last_look, waiting_for_promotion
-from components.release.champion import RED, Record, candidate_model, expected_aliases, override_of, settled_release, standing
+from components.release.champion import (
+    RED,
+    Override,
+    Record,
+    candidate_model,
+    expected_aliases,
+    override_of,
+    settled_release,
+    standing,
+)
 from components.release.manifest import load_release
 from components.release.open import champion_index
 from components.release.reviewers import proof_of
@@ -244,6 +253,7 @@ def status_of(name: str) -> dict[str, Any]:
         "candidates": [_candidate(name, info, candidates) for info in candidates[-5:]],
         "waiting_for_promotion": [info.version for info in waiting],
         "override": override.reason if override else None,
+        "override_of": _overridden(override) if override else None,
         "last_record": dict(records[-1]) if records else None,
         "last_run": last_flow_run(name),
     }
@@ -270,12 +280,18 @@ def render_status(state: dict[str, Any]) -> str:
                 f"Warning: a run is dated {run['ahead']} UTC, which is still to come: its machine's clock was wrong, or this one's is."
             )
     if state["override"]:
-        lines.append(f"{RED} OVERRIDE: the champion was released although its gates did not pass: {state['override']}")
+        lines.append(f"{RED} OVERRIDE: the champion was released {state['override_of']}: {state['override']}")
     if state["warning"]:
         lines.append(f"Warning: {state['warning']}")
     if state["alarm"]:
         lines.append(f"ALARM: {state['alarm']}")
     return "\n".join(lines)
+
+
+def _overridden(override: Override) -> str:
+    """What the reason let pass: the gates, the policy that they were decided by, or both."""
+    gates = [] if override.verdict == "pass" else ["although its gates did not pass"]
+    return ", ".join([*gates, *(["by a policy that is not the installation's"] if override.foreign else [])])
 
 
 def _alarm(name: str, records: Sequence[Record], waiting: Sequence[registry.VersionInfo]) -> str | None:

@@ -63,7 +63,7 @@ class Override(NamedTuple):
 
 
 def override_of(records: Sequence[Record], version: int) -> Override | None:
-    """The override that release `version` was promoted with, also after a rollback to it; None when its gates passed."""
+    """The override that release `version` was promoted with, also after a rollback to it; None when it needed none."""
     promoted = [r for r in standing(records) if r["action"] == "promote" and r["to_version"] == version and r.get("override")]
     if not promoted:
         return None

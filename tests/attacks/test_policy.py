@@ -20,7 +20,7 @@ from components.gates.decision import Findings
 from components.gates.policy import allowed_policies, foreign_policy, policy_digest, recorded_policy
 from components.promotion.approval import approve
 from components.promotion.promote import promote
-from components.promotion.status import history_of, render_history
+from components.promotion.status import history_of, render_history, render_status, status_of
 from components.promotion.verification import verify_release
 from components.release.champion import RED, champion_to_compare_with, override_of
 from components.release.manifest import EVALUATION_FOLDER, load_release
@@ -75,6 +75,8 @@ def test_an_override_of_the_policy_is_recorded_and_shown_in_red(world: World, tm
     line = next(line for line in render_history(NAME, history_of(NAME)).splitlines() if RED in line)
     assert "by a policy that is not the installation's: pilot" in line
     assert world.tracking.models[f"{NAME}-release"][0].tags["scalingnote.overridden"] == "pilot"
+    said = render_status(status_of(NAME))
+    assert found.verdict == "pass" and "the champion was released by a policy that is not the installation's: pilot" in said
     check = next(check for check in verify_release(NAME, "champion") if check.name == "policy")
     assert check.ok and check.detail.startswith(f"{RED} let through by Ada: pilot")
 

@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.interval_coverage [--rounds 2000] [--samples 1000]
 
-Each round draws a data set as the demo's is (641 queries of 62 categories of very different sizes, values between 0 and 1, a third of them
-0) and asks whether the interval holds the true value; 93 to 97 % of them have to. Beside it stands what intervals over single queries would
-have held. Ends with status 1 when one is out of that range.
+Each round draws a data set as the built-in set's scope `demo` is (641 queries of 62 categories of very different sizes, values between 0
+and 1, a third of them 0) and asks whether the interval holds the true value; 93 to 97 % of them have to. Beside it stands what intervals
+over single queries would have held. Ends with status 1 when one is out of that range.
 """
 
 from __future__ import annotations

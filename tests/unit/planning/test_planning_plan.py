@@ -350,7 +350,11 @@ def test_disk_and_memory_that_are_too_small_are_refused_with_the_sum() -> None:
         ("train_companion", ("towers.chunk_size", "towers.companion.base_model"), ("distillation.",)),
         ("encode_corpus", ("encoding.tokens_per_batch", "towers.base_model"), ("chunk_size", "distillation.")),
         ("distil_query_tower", ("distillation.refine_negatives", "distillation.student"), ("towers.", "lengths")),
-        ("evaluate", ("evaluation.untrained_student", "towers.base_model", "--max-documents"), ("chunk_size", "lengths")),
+        (
+            "evaluate",
+            ("evaluation.untrained_student", "policy.beat_untrained and policy.teacher_worth", "towers.base_model", "--max-documents"),
+            ("chunk_size", "lengths"),
+        ),
         ("register", ("Take a smaller towers.base_model", "--max-documents"), ("evaluation.", "lengths")),
     ],
 )
