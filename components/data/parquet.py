@@ -201,6 +201,8 @@ def _metadata(column: pa.ChunkedArray, where: str) -> list[str]:
             raise DataError(f"{where}, row {row}: {error}. One of the two would be lost.") from None
         except UnicodeDecodeError:
             raise DataError(f"{where}, row {row}: a key is not UTF-8. Convert it when the file is written.") from None
+        except TypeError:  # a structure or a list, which a map of Arrow can have for a key
+            raise DataError(f"{where}, row {row}: a key of a map is no text. Write the column as text (JSON).") from None
     return found
 
 

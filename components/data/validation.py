@@ -221,7 +221,7 @@ def _leaks(dataset: Dataset, rule: Rule) -> pd.Series:
     where = held_out if of_seen else seen
     explained: list[str | None] = [None] * len(rows)
     for place, key in _keys_among(wanted, rows["text"], normalised).items():
-        explained[place] = f"same text as {known[key]} in {where}" if key in known else None
+        explained[place] = f"same text as {on_one_line(str(known[key]))} in {where}" if key in known else None
     return pd.Series(explained, index=rows.index, dtype=object).reindex(table_of(dataset, rule.table).index)
 
 

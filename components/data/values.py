@@ -26,7 +26,7 @@ QRELS_FIELDS = {
     "doc_id": ("corpusid", "docid", "documentid", "docno", "pid", "passageid", "did", "doc", "document"),
     "score": ("score", "relevance", "rel", "label", "grade", "judgment", "judgement", "rating"),
 }
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _SCORE_LIMIT = 2**31
 # What every language writes alike: Python alone would also take 1_0 for 10, and digits of other scripts.
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -73,7 +73,7 @@ class Row(NamedTuple):
     def refuse(self, field: str, shown: str) -> NoReturn:
         """Raise the DataError for a field that is missing or of another kind."""
         name = self.names.get(field)
-        found = f"the fields are: {', '.join(self.values) or 'none'}" if name is None else f"found {self.values[name]!r:.60}"
+        found = f"the fields are: {on_one_line(', '.join(self.values)) or 'none'}" if name is None else f"found {self.values[name]!r:.60}"
         raise DataError(f"{self.where}: the field {shown} must be there and be text; {found}.")
 
 
@@ -93,7 +93,8 @@ def known_fields(names: Iterable[str], fields: Mapping[str, tuple[str, ...]]) ->
         plain.setdefault(plain_name(name), []).append(name)
     found = {field: next((plain[alias] for alias in aliases if alias in plain), None) for field, aliases in fields.items()}
     if twice := next((rivals for rivals in found.values() if rivals is not None and len(set(rivals)) > 1), None):
-        raise AmbiguousJson(f"'{twice[0]}' and '{twice[1]}' are one name here, and either could be meant. Rename or remove one of them")
+        both = " and ".join(f"'{on_one_line(name)}'" for name in twice[:2])
+        raise AmbiguousJson(f"{both} are one name here, and either could be meant. Rename or remove one of them")
     return {field: rivals[0] for field, rivals in found.items() if rivals is not None}
 
 
@@ -130,7 +131,7 @@ def without_nul(found: str, where: str) -> str:
 
 
 def on_one_line(text: str) -> str:
-    """`text` with its control characters and line breaks written out, as an error or a report can show it."""
+    """`text` with its control characters, line breaks and halves of characters written out, as an error or a report can show it."""
     return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
@@ -178,7 +179,7 @@ def metadata_from_text(text: str | None, where: str) -> str:
 
 def parse_score(value: Any, where: str) -> int:
     """A relevance score as a whole number: 1, 1.0 and "1" are the same. Raises DataError that names `where`."""
-    number, shown = _number(value), str(value)[:60]
+    number, shown = _number(value), on_one_line(str(value)[:60])
     if number is None or not -_SCORE_LIMIT < number < _SCORE_LIMIT:
         raise DataError(f"{where}: the score must be a whole number such as 0, 1 or 2, in plain digits; found '{shown}'.")
     if number != int(number):
@@ -213,7 +214,7 @@ def strict_object(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise AmbiguousJson(f"the key '{twice}' stands twice in one object")
+        raise AmbiguousJson(f"the key '{on_one_line(str(twice))}' stands twice in one object")
     return found
 
 

@@ -14,6 +14,7 @@ from components.artifacts import VectorShards, seal
 from components.data.dataset import TRANSLATED
 from components.errors import ArtifactError
 from components.towers.contract import TextEncoder, unit
+from components.towers.trained.stored import read_table, write_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,17 +38,12 @@ def write_teacher_targets(
     the queries of each source and names its share of all, and counts those `left_out` of each. Of the source translated the teacher reads
     the text's entry in `originals`, so that another language gets the vector of what it means.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     first = first_sources(sources)
     texts, origins = [*first, *held_out], [*first.values(), *[HELD_OUT] * len(held_out)]
     same = originals or {}
     asked = [same[text] if origin == TRANSLATED else text for text, origin in zip(texts, origins, strict=True)]
     vectors = teacher.encode(asked, progress="teacher queries").astype(np.float16)
-    flat = pa.array(vectors.reshape(-1), type=pa.float16())
-    column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-    pq.write_table(pa.table({"text": texts, "source": origins, "vector": column}), folder / TARGETS)
+    write_table(folder / TARGETS, {"text": texts, "source": origins}, vectors)
     found = Counter(first.values())
     sizes = {source: found[source] for source in sources}
     counts = {"queries": len(first), **{f"source_{source}": size for source, size in sizes.items()}}
@@ -92,18 +88,21 @@ def held_out_vectors(folder: Path) -> NDArray[np.float32] | None:
 
 
 def _read(folder: Path, held_out: bool) -> pa.Table:
+    import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(folder / TARGETS)
-    except OSError as error:
+        table = read_table(folder / TARGETS)
+    except (OSError, pa.ArrowException) as error:
         raise ArtifactError(f"{folder / TARGETS} cannot be read ({error}). Run the flow again to make it anew.") from None
     of_held_out = pc.equal(table["source"], HELD_OUT)
     return table.filter(of_held_out if held_out else pc.invert(of_held_out))
 
 
 def _unit_vectors(table: pa.Table) -> NDArray[np.float32]:
-    column = table["vector"].combine_chunks()
-    vectors = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(table), column.type.list_size)
+    column, first = table["vector"], 0
+    vectors = np.empty((len(table), column.type.list_size), np.float32)
+    for chunk in column.chunks:
+        vectors[first : first + len(chunk)] = chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, vectors.shape[1])
+        first += len(chunk)
     return unit(vectors)

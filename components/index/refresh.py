@@ -112,7 +112,7 @@ def changes_since(index_folder: Path, documents: pa.Table) -> Changes:
     """How `documents` (columns doc_id, content_hash; unique ids) differ from those in the index in `index_folder`.
 
     The index's rows are read a piece at a time: in memory stand 52 bytes a document with an id of 12 letters, and 9 more while it runs.
-    Raises ArtifactError when the index's table cannot be read.
+    Raises ArtifactError when the index's table cannot be read, DataError for an id that stands twice among the documents.
     """
     with open_table(index_folder / IDS_FILE) as file:
         rows = file.metadata.num_rows
@@ -149,6 +149,11 @@ def _compared(batches: Iterable[pa.RecordBatch], live: NDArray[np.bool_], docume
     known = places >= 0
     gone = live.copy()
     gone[places[known]] = False
+    if (twice := int(known.sum()) - int(live.sum()) + int(gone.sum())) > 0:  # those that are new are found when they are encoded
+        raise DataError(
+            f"{twice:,} documents have the id of another document of the data; the index could hold but one of each. Make the ids unique: "
+            "`scalingnote validate` names them where the contract of the documents asks for it (primaryKey)."
+        )
     changed = np.flatnonzero(known & ~same)
     return Changes(
         added=np.flatnonzero(~known),

@@ -230,6 +230,17 @@ def test_test_and_dev_queries_that_are_titles_are_warned_of(tmp_path: Path) -> N
     assert str(found["leakage.test_in_titles.normalised"].offenders[0]) == f"query_id 'q150': same text as {rows[7]['_id']} in titles"
 
 
+def test_an_id_with_a_line_break_forges_no_line_where_a_leak_is_told(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "data")
+    unlabelled = {"_id": "u1\n  - no leak at all", "text": "where is number 150?"}
+    write_rows(folder / "queries_unlabelled.jsonl", [unlabelled])
+    rule = {"rule": "no_leakage", "held_out": "test", "seen": "unlabelled", "match": "exact"}
+    entry = {"name": "mine", "type": "custom", "engine": "scalingnote", "implementation": rule}
+    contracts = with_contract(tmp_path, "queries", lambda tables: tables[0]["quality"].append(entry))
+    (broken,) = load_report(check(folder, contracts)).errors
+    assert str(broken.offenders[0]) == "query_id 'q150': same text as u1\\n  - no leak at all in unlabelled"
+
+
 ASKED: dict[str, tuple[Change, str, list[str]]] = {
     "row_count": (
         lambda folder: write_rows(folder / "corpus.jsonl", documents()[:12]),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from components.artifacts import verify
@@ -23,7 +24,7 @@ from components.distillation.query_sources import (
     originals,
     query_sources,
 )
-from components.distillation.teacher_targets import read_held_out, read_sources, read_teacher_targets, write_teacher_targets
+from components.distillation.teacher_targets import TARGETS, read_held_out, read_sources, read_teacher_targets, write_teacher_targets
 from components.distillation.train import (
     DocumentSide,
     check_sources,
@@ -32,8 +33,9 @@ from components.distillation.train import (
     noised_copies,
     refinement_pairs,
 )
-from components.errors import DataError, ModelError
+from components.errors import ArtifactError, DataError, ModelError
 from components.towers.base_models import resolve_base
+from components.towers.trained import stored
 from tests.encoders import WordEncoder
 
 TITLES = ("Apple", "Bread", "Cheese", "Dates", "Eggs", "Figs", "Grape", "Honey")
@@ -209,6 +211,28 @@ def test_targets_count_sources_and_keep_held_out_queries_apart(tmp_path: Path) -
     held_out = read_held_out(tmp_path)
     assert sorted(held_out) == ["where is figs", "where is grape", "where is honey"]
     np.testing.assert_allclose(held_out["where is figs"], WordEncoder().encode(["where is figs"])[0], atol=1e-3)
+
+
+def test_many_wide_vectors_are_written_and_read_in_groups_and_few_as_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources, folders = query_sources(data(), DistillationConfig(titles=8)), [tmp_path / "whole", tmp_path / "groups"]
+    for folder, most in zip(folders, (stored.MOST_NUMBERS, 2 * WordEncoder().contract.dimension), strict=True):
+        folder.mkdir()
+        monkeypatch.setattr(stored, "MOST_NUMBERS", most)
+        write_teacher_targets(WordEncoder(), sources, {}, folder, dev_queries(data()))
+    assert [pq.ParquetFile(folder / TARGETS).num_row_groups for folder in folders] == [1, 9]
+    (texts, vectors), (same_texts, same_vectors) = map(read_teacher_targets, folders)
+    assert texts == same_texts
+    np.testing.assert_array_equal(vectors, same_vectors)
+    assert read_sources(folders[0]) == read_sources(folders[1])
+    whole, groups = map(read_held_out, folders)
+    assert list(whole) == list(groups) == dev_queries(data())
+    np.testing.assert_array_equal(list(whole.values()), list(groups.values()))
+
+
+def test_a_damaged_table_of_targets_is_named(tmp_path: Path) -> None:
+    (tmp_path / TARGETS).write_bytes(b"PAR1 cut off")
+    with pytest.raises(ArtifactError, match=r"teacher_targets\.parquet cannot be read"):
+        read_teacher_targets(tmp_path)
 
 
 def test_the_data_of_a_distillation_knows_sources_and_the_teacher_on_dev(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from components.artifacts import Artifact, DatasetArtifact, Scalar, seal
 from components.data.dataset import content_hash, load_dataset
 from components.errors import DataError
 from components.towers.contract import EncodingContract, save_contract, space_id_of
-from components.towers.trained.stored import BASE, BLOCK, TABLE, VectorTable
+from components.towers.trained.stored import BASE, BLOCK, TABLE, VectorTable, write_table
 from components.towers.trained.vector_files import copied_from, files_digest, not_read, read_vectors
 
 if TYPE_CHECKING:
@@ -205,12 +205,10 @@ def _contract(role: str, table: VectorTable) -> EncodingContract:
 
 def _write(folder: Path, ids: Sequence[str], texts: Sequence[str], vectors: NDArray[np.float32]) -> None:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     columns = {
         "id": pa.array(ids, pa.large_string()),
         "content_hash": pa.array([content_hash(text) for text in texts], pa.large_string()),
-        "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1), pa.float32()), vectors.shape[1]),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns), folder / TABLE)
+    write_table(folder / TABLE, columns, vectors)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,15 @@ from components.errors import ArtifactError, ModelError
 from components.progress import Progress
 from components.towers.contract import EncodingContract, load_contract
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 BASE = "vectors"  # what `towers.base_model` names
 TABLE = "vectors.parquet"
 BLOCK = 65_536  # rows that are looked at together
+# Of a group of rows in a file: Arrow writes four bytes more for each number of a list than it has, and reads 2**31 of one group at most.
+MOST_NUMBERS = 2**28
+_ROW_GROUP = 2**20  # rows; what pyarrow takes by itself
 
 
 @dataclass(frozen=True)
@@ -105,11 +112,10 @@ class TextVectors:
 def load_stored(folder: Path) -> TextVectors:
     """Load a tower of stored vectors; raises ArtifactError when they are not those of its contract."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     contract, space_id = load_contract(folder)
     try:
-        table = pq.read_table(folder / TABLE)
+        table = read_table(folder / TABLE)
     except (OSError, pa.ArrowException) as error:
         raise ArtifactError(f"{folder / TABLE} cannot be read ({str(error).splitlines()[0]}). Adopt the vectors again.") from None
     flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table.column("vector").chunks]
@@ -118,3 +124,28 @@ def load_stored(folder: Path) -> TextVectors:
     if VectorTable(rows["id"], vectors, (1.0, 1.0, 1.0)).digest != contract.base_digest:
         raise ArtifactError(f"{folder}: the vectors are not those its contract names. Restore the tower, or adopt the vectors again.")
     return TextVectors(rows, vectors, contract, space_id)
+
+
+def write_table(path: Path, columns: Mapping[str, Any], vectors: NDArray[Any]) -> None:
+    """Write `columns`, Arrow's arrays or lists by name, and behind them the column `vector`: (n, d) of any kind of float, as it is."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table, width = pa.table(dict(columns)), vectors.shape[1]
+    step = min(_ROW_GROUP, max(1, MOST_NUMBERS // max(1, width)))
+    schema = table.schema.append(pa.field("vector", pa.list_(pa.from_numpy_dtype(vectors.dtype), width)))
+    with pq.ParquetWriter(path, schema) as writer:
+        for start in range(0, max(1, len(vectors)), step):
+            lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors[start : start + step].reshape(-1)), width)
+            group = pa.table([*table.slice(start, step).columns, lists], schema=schema)
+            writer.write_table(group, row_group_size=step)
+
+
+def read_table(path: Path) -> pa.Table:
+    """What `write_table` wrote, group by group: Arrow would join the lists of all. Raises OSError or ArrowException."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        groups = [file.read_row_group(number) for number in range(file.num_row_groups)]
+        return pa.concat_tables(groups) if groups else file.read()

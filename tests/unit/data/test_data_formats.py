@@ -356,6 +356,7 @@ def test_judgements_that_cannot_be_understood_are_refused_by_their_line(tmp_path
         ({"query-id": "q1", "corpus-id": "d1", "score": 0.5}, "found '0.5'. Map fractional grades"),
         ({"query-id": "q1", "corpus-id": "d1", "score": True}, "found 'True'"),
         ({"query-id": "q1", "corpus-id": "d1"}, "found 'None'"),
+        ({"query-id": "q1", "corpus-id": "d1", "score": "\ud800"}, r"found '\ud800'"),
         ({"query-id": "q1", "score": 1}, "the field corpus-id must be there"),
         ({"corpus-id": "d1", "score": 1}, "the field query-id must be there"),
         ({"query-id": ["q1"], "corpus-id": "d1", "score": 1}, "the field query-id must be there and be text; found ['q1']"),

@@ -198,6 +198,8 @@ def test_a_table_that_is_there_twice(folder: Path) -> None:
         ('{"_id": "x", "text": 5}', "the field text must be there and be text; found 5"),
         ('{"_id": true, "text": "x"}', "the field _id must be there and be text; found True"),
         ('{"_id": "x", "text": "\\ud800"}', "the field text holds half a surrogate pair"),
+        ('{"_id": "x", "\\ud800\\n": "x"}', r"the fields are: _id, \ud800\n."),
+        ('{"_id": "x", "text": "x", "\\ud800": 1, "\\ud800": 2}', r"the key '\ud800' stands twice"),
     ],
 )
 def test_a_broken_line_is_named_by_file_and_number(folder: Path, line: str, message: str) -> None:

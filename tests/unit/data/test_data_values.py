@@ -209,6 +209,10 @@ def structures(column: pa.Array) -> pa.Array:
             "corpus.parquet, metadata, row 1: a key is not UTF-8",
         ),
         (
+            {"_id": pa.array(["a"]), "text": pa.array(["x"]), "metadata": pa.array([[([], 1)]], pa.map_(pa.list_(pa.int64()), pa.int64()))},
+            "corpus.parquet, metadata, row 1: a key of a map is no text",
+        ),
+        (
             {"_id": pa.array(["a"]), "text": pa.array(["x"]), "metadata": structures(pa.array([1], pa.timestamp("us", "Mars/Olympus")))},
             "corpus.parquet, metadata, row 1: cannot be read ('Mars/Olympus')",
         ),

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from components.errors import DataError
 from components.index.refresh import Changes, find_changes
 
 
@@ -45,6 +47,13 @@ def test_all_documents_may_go_or_come() -> None:
     assert found([("a", "1")], [], {}).removed.tolist() == [0]
     assert found([], [], {"a": "1", "b": "1"}).added.tolist() == [0, 1]
     assert not found([], [], {})
+
+
+@pytest.mark.parametrize("other", ["1", "2"])
+def test_two_documents_of_one_id_are_refused_as_the_index_could_hold_but_one(other: str) -> None:
+    twice = table([("a", "1"), ("b", "1"), ("a", other)])
+    with pytest.raises(DataError, match="1 documents have the id of another document"):
+        find_changes(table({"a": "1", "b": "1"}), np.array([], np.int64), twice)
 
 
 CORPUS = st.dictionaries(st.sampled_from("abcdefgh"), st.sampled_from("123"))
