@@ -133,11 +133,14 @@ def write_table(path: Path, columns: Mapping[str, Any], vectors: NDArray[Any]) -
 
     table, width = pa.table(dict(columns)), vectors.shape[1]
     step = min(_ROW_GROUP, max(1, MOST_NUMBERS // max(1, width)))
-    schema = table.schema.append(pa.field("vector", pa.list_(pa.from_numpy_dtype(vectors.dtype), width)))
+
+    def lists(start: int, stop: int) -> pa.Array:
+        return pa.FixedSizeListArray.from_arrays(pa.array(vectors[start:stop].reshape(-1)), width)
+
+    schema = table.schema.append(pa.field("vector", lists(0, 0).type))
     with pq.ParquetWriter(path, schema) as writer:
         for start in range(0, max(1, len(vectors)), step):
-            lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors[start : start + step].reshape(-1)), width)
-            group = pa.table([*table.slice(start, step).columns, lists], schema=schema)
+            group = pa.table([*table.slice(start, step).columns, lists(start, start + step)], schema=schema)
             writer.write_table(group, row_group_size=step)
 
 
