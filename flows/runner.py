@@ -327,13 +327,16 @@ def remove_unused(days: int, only: str | None = None, dry_run: bool = False) -> 
 
 
 def _remove_downloads(days: int, dry_run: bool) -> list[Removed]:
+    from components.tracking.live import scratch
     from components.tracking.packaging import unused_downloads
 
     removed = []
     for folder in unused_downloads(days):
         removed.append(Removed(folder.parent.name, folder.name, _freed(folder, Counter())))
         if not dry_run:
-            shutil.rmtree(folder)  # a service that has its files open keeps them; whatever asks for it again fetches it whole
+            # Away at once, so that what is killed here leaves no half of it. A service that has its files open keeps them.
+            with scratch(folder.parent, ".partial-") as away:
+                folder.replace(away / folder.name)
     return removed
 
 

@@ -13,16 +13,7 @@ from components.artifacts import read_bounded, strict_json, write_json
 from components.errors import ArtifactError, ConfigError, ModelError, PromotionError, ScalingNoteError
 from components.promotion.approval import moment_of, rejection_of_files
 from components.promotion.promote import last_look, waiting_for_promotion
-from components.release.champion import (
-    RED,
-    Override,
-    Record,
-    candidate_model,
-    expected_aliases,
-    override_of,
-    settled_release,
-    standing,
-)
+from components.release.champion import RED, Override, Record, candidate_model, expected_aliases, override_of, settled_release, standing
 from components.release.manifest import load_release
 from components.release.open import champion_index
 from components.release.reviewers import proof_of

@@ -253,7 +253,7 @@ def unused_downloads(days: int) -> Iterator[Path]:
 def _keep_use(uri: str, folder: Path) -> None:
     """Note when the download was asked for last, and where it came from, beside it: its own files are held against the store's list."""
     with suppress(OSError):  # a home that cannot be written to
-        folder.with_suffix(_USE).write_text(uri, "utf-8")
+        folder.with_suffix(_USE).write_text(masked(uri), "utf-8")  # a folder whose URI holds a password is never removed
 
 
 def _is_current(uri: str, folder: Path) -> bool:

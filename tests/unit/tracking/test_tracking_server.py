@@ -129,6 +129,7 @@ def _pruned(tmp_path: Path) -> None:
     (folder / "deep" / "data").write_text("vectors")
     [removed] = remove_unused(30)
     assert (removed.step, removed.key, folder.exists()) == ("downloads", folder.name, False)
+    assert list(folder.parent.iterdir()) == [use]
     assert removed.bytes > len("vectors")
     assert (artifact_folder("retriever-index", 1) / "deep" / "data").read_text() == "vectors"
     assert remove_unused(30) == [], "it was just fetched"
