@@ -2,8 +2,9 @@
 
     SCALINGNOTE_HOME=HOME python -m tests.benchmarks.study_pairs worth layers-6+bm25,teacher+bm25 untrained+bm25 [--split test]
 
-Each of the first systems minus the last one, for the report of the study that was made or used last. Intervals draw seeds and units of
-queries together; p by Holm over the lines that are printed. A system that was trained with one seed alone claims nothing, and has no p.
+Each of the first systems minus the last one (or each of several, with commas), for the report of the study that was made or used last.
+Intervals draw seeds and units of queries together; p by Holm over the lines that are printed. A system that was trained with one seed
+alone claims nothing, and has no p.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", help="name of the study, such as worth")
     parser.add_argument("systems", help="names of systems with commas between them")
-    parser.add_argument("baseline", help="the system that they are held against")
+    parser.add_argument("baseline", help="the system that they are held against, or several with commas")
     parser.add_argument("--split", default="test")
     options = parser.parse_args(arguments)
     from components import settings
@@ -40,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         report, cells = newest(options.study)
         settings.activate()  # not before: it would make a home where there is none
-        found = lines(cells, [name.strip() for name in options.systems.split(",")], options.baseline, options.split)
+        systems, baselines = ([name.strip() for name in given.split(",")] for given in (options.systems, options.baseline))
+        found = lines(cells, systems, baselines, options.split)
         print("\n".join([f"{options.study}, {report}", *found]))
     except ScalingNoteError as error:
         sys.exit(f"{error}")
@@ -74,30 +77,32 @@ def _last_use(record: dict[str, Any]) -> str:
     return max([record["begun"]["at"], record.get("finished_at", ""), *(use["at"] for use in record.get("uses", {}).values())])
 
 
-def lines(cells: dict[str, list[Run]], systems: Sequence[str], baseline: str, split: str) -> list[str]:
+def lines(cells: dict[str, list[Run]], systems: Sequence[str], baselines: Sequence[str], split: str) -> list[str]:
     """One line for each difference; raises ConfigError for systems and splits that cannot be compared."""
     from components.errors import ConfigError
     from components.evaluation.units import seeded_interval
     from components.studies.report import holm
     from components.studies.scores import load_scores
 
-    _require_pairs(cells, systems, baseline)
-    scores = {name: [load_scores(run.folder) for run in cells[name]] for name in (*systems, baseline)}
-    if split not in (splits := {of for of, _ in scores[baseline][0]}):
+    for baseline in baselines:
+        _require_pairs(cells, systems, baseline)
+    _require_once(baselines)
+    scores = {name: [load_scores(run.folder) for run in cells[name]] for name in (*systems, *baselines)}
+    first = scores[baselines[0]][0]
+    if split not in (splits := {of for of, _ in first}):
         raise ConfigError(f"'{split}' was not scored. Splits: {', '.join(sorted(splits))}.")
-    units = scores[baseline][0].units[split]
     compared = {}
-    for name in systems:
-        for metric in METRICS:
-            first, second = ([each[split, metric] for each in scores[system]] for system in (name, baseline))
-            compared[name, metric] = seeded_interval(first, second, units=units)
-    silent = {name: one for name in systems if (one := [system for system in (name, baseline) if _one_seed(cells[system])])}
-    claimed = {pair: end.p for pair, end in compared.items() if end.p is not None and pair[0] not in silent}
+    for name, baseline, metric in product(systems, baselines, METRICS):
+        ours, theirs = ([each[split, metric] for each in scores[system]] for system in (name, baseline))
+        compared[name, baseline, metric] = seeded_interval(ours, theirs, units=first.units[split])
+    silent = {name for name in (*systems, *baselines) if _one_seed(cells[name])}
+    claimed = {pair: end.p for pair, end in compared.items() if end.p is not None and silent.isdisjoint(pair[:2])}
     chances = dict(zip(claimed, holm(list(claimed.values())), strict=True))
     told = []
-    for (name, metric), end in compared.items():
-        chance = f"p {chances[name, metric]:.2g}" if (name, metric) in chances else "no p"
-        why = f" ({' and '.join(silent[name])} trained with one seed: no claim)" if name in silent else ""
+    for (name, baseline, metric), end in compared.items():
+        pair, alone = (name, baseline, metric), [system for system in (name, baseline) if system in silent]
+        chance = f"p {chances[pair]:.2g}" if pair in chances else "no p"
+        why = f" ({' and '.join(alone)} trained with one seed: no claim)" if alone else ""
         told.append(f"{name} - {baseline} {metric} {end.difference:+.3f} [{end.low:+.3f} {end.high:+.3f}] {chance}{why}")
     return told
 
@@ -115,10 +120,16 @@ def _require_pairs(cells: dict[str, list[Run]], systems: Sequence[str], baseline
         raise ConfigError("The study has no scores per query in this home: it measures something else, or they were removed.")
     if (unknown := next((name for name in (*systems, baseline) if name not in known), None)) is not None:
         raise ConfigError(f"The study has no system '{unknown}' with scores per query. Systems: {', '.join(known)}.")
-    if twice := next((name for name in systems if systems.count(name) > 1), None):
-        raise ConfigError(f"'{twice}' is named twice, and would count twice in Holm's correction. Name each system once.")
+    _require_once(systems)
     if baseline in systems:
         raise ConfigError(f"'{baseline}' cannot be held against itself. Leave it out of the systems.")
+
+
+def _require_once(names: Sequence[str]) -> None:
+    from components.errors import ConfigError
+
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(f"'{twice}' is named twice, and would count twice in Holm's correction. Name each system once.")
 
 
 if __name__ == "__main__":

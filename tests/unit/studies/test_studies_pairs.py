@@ -95,6 +95,8 @@ def test_systems_with_other_numbers_of_seeds_are_compared_and_one_seed_claims_no
     ("arguments", "words"),
     [
         (("worth", "student,student", "bm25"), "'student' is named twice"),
+        (("worth", "student", "bm25,bm25"), "'bm25' is named twice"),
+        (("worth", "student", "bm25,nothing"), "no system 'nothing'"),
         (("worth", "", "bm25"), "no system '' with scores"),
         (("worth", "student,", "bm25"), "no system '' with scores"),
         (("worth", "student,bm25", "bm25"), "'bm25' cannot be held against itself"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,21 @@ def test_a_cloud_that_does_not_answer_leaves_the_copy_of_this_machine(
     monkeypatch.setattr("mlflow.artifacts.list_artifacts", lambda artifact_uri: [][1])
     with pytest.raises(IndexError):
         packaging._is_current("s3://models/1", tmp_path)
+
+
+def test_no_password_stands_beside_a_download_which_stays_then(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is noted there is all that `prune-work` knows of where it came from."""
+    uri = "ftp://ada:secret@store/models/1"
+    folder = packaging._download_folder(uri)
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(packaging, "_listed", lambda uri: {})
+    packaging._keep_use(uri, folder)
+    use = folder.with_suffix(".uri")
+    os.utime(use, (0, 0))
+    assert "secret" not in use.read_text() and list(packaging.unused_downloads(30)) == []
+    use.write_text(uri)
+    os.utime(use, (0, 0))
+    assert list(packaging.unused_downloads(30)) == [folder], "else the line before would say nothing"
 
 
 def test_what_the_store_holds_now_is_not_the_copy_of_this_machine_where_the_server_refuses_it(

@@ -101,7 +101,7 @@ def test_the_whole_path_through_a_server(server: str, tmp_path: Path, monkeypatc
         artifact_folder("retriever-index", 2)
     _signed_later(tmp_path, artifact.digest)
     _records(monkeypatch)
-    _pruned(tmp_path)
+    _pruned()
     _swept(tmp_path)
 
 
@@ -115,7 +115,7 @@ def _signed_later(tmp_path: Path, digest: str) -> None:
     assert verify(fetched, digest).digest == digest
 
 
-def _pruned(tmp_path: Path) -> None:
+def _pruned() -> None:
     """What nothing here has opened for long is removed, where the store still has it; a machine that serves kept every release for ever."""
     folder = artifact_folder("retriever-index", 1)
     use = folder.with_suffix(".uri")
